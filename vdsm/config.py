@@ -1,0 +1,170 @@
+"""The agent's configuration: one TOML file, every option with its reason and unit.
+
+A missing file or option means the default below. An unknown section or option, or a value of the wrong type, is an
+error at start: a misspelt option must not silently mean its default. Production reads `/etc/vdsm/vdsm.toml`;
+the standalone stack writes its own file into its run directory.
+"""
+
+import dataclasses
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+class ConfigError(Exception):
+    """The file cannot be used; the text names the file, the option and what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    # sanlock's host id in every lockspace, 1 to 250: with 4096-byte sectors a 1 MiB lease holds 250 hosts. Hosts that
+    # share a repository need different ids.
+    id: int = 1
+    # The stable name that sanlock writes beside the host id; other hosts show it as the holder of a lease.
+    name: str = "localhost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    # Scratch space of jobs and tools (the appliance of libguestfs is cached here). Needs about 1 GiB.
+    tmp_dir: str = "/var/tmp/vdsm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    # JSON-RPC for local admins, newline-delimited. Empty: off.
+    unix_socket: str = "/run/vdsm/vdsmd.sock"
+    # Who may connect to it besides root and the agent's own user: the members of this group.
+    unix_group: str = "vdsm"
+    # Plain HTTP and WebSocket on loopback. 0: off. Other addresses need certificates, which this version has not.
+    tcp_port: int = 0
+    # The largest request. Room for a batch of large user data; a body is parsed in one piece.
+    max_body_bytes: int = 4 << 20
+    # Calls in one batch. A batch runs in order on one connection.
+    max_batch: int = 100
+    # Calls that one connection may have under way; more wait in its socket.
+    max_calls_per_connection: int = 64
+    # How many past events a subscriber that comes back can still get.
+    event_history: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+    # Workers at once. A copy is bound by storage, sysprep by a CPU: more than this gains nothing on small hosts.
+    workers: int = 4
+    # Jobs waiting for a worker. A full queue refuses with a clear error instead of growing.
+    queue: int = 100
+    # Ended jobs stay listed this long (seconds), so that an engine that was away can read how they ended.
+    autodelete_s: int = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    # importImage reads files under these directories only.
+    import_dirs: tuple[str, ...] = ("/var/lib/vdsm/import",)
+    # localfs repositories live under these directories only; the root helper prepares them.
+    localfs_dirs: tuple[str, ...] = ("/var/lib/vdsm/storage",)
+    # Child processes for one repository's verbs. When all hang, its verbs are refused; nobody else notices.
+    io_children: int = 4
+    # How long (seconds) one verb may wait for a repository.
+    io_deadline_s: float = 30.0
+    # How long (seconds) a writing verb waits for a lockspace that is still joining, before it says so.
+    join_wait_s: float = 2.0
+    # How long (seconds) a job waits for a lease that is only passing by (a start, a record write).
+    lease_wait_s: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sanlock:
+    # Where sanlock's socket is. QEMU's launcher gets the same value.
+    run_dir: str = "/run/sanlock"
+    # Registered processes (VMs and workers). sanlock stops serving everybody somewhere above 1000.
+    max_registrations: int = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class Virt:
+    libvirt_uri: str = "qemu:///system"
+    # QEMU itself, which the launcher executes once it has the leases.
+    emulator: str = "/usr/bin/qemu-system-x86_64"
+    # The <emulator> of our domains: takes the leases for its own pid, then becomes QEMU.
+    launcher: str = "/usr/libexec/vdsm/leased-exec"
+    # Console logs of VMs, one file each, rotated by virtlogd.
+    console_dir: str = "/var/log/vdsm/console"
+    # Kernels and initial ramdisks of VMs that boot directly must lie under these directories.
+    boot_dirs: tuple[str, ...] = ("/boot", "/var/lib/vdsm/boot")
+    # "auto": boot something once and see whether KVM works. "kvm" or "qemu" decide without a probe.
+    domain_type: str = "auto"
+    # VM starts at once; more wait. Each start is a few seconds of libvirt and QEMU.
+    starts: int = 4
+    # How often (seconds) statistics are sampled.
+    sample_s: float = 15.0
+    # How often (seconds) the table of VMs is compared with libvirt.
+    reconcile_s: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Helper:
+    # supervdsmd's socket.
+    socket: str = "/run/vdsm/svdsm.sock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    # Empty: standard error.
+    file: str = ""
+    level: str = "INFO"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    host: Host = Host()
+    paths: Paths = Paths()
+    wire: Wire = Wire()
+    jobs: Jobs = Jobs()
+    storage: Storage = Storage()
+    sanlock: Sanlock = Sanlock()
+    virt: Virt = Virt()
+    helper: Helper = Helper()
+    log: Log = Log()
+
+
+def load(path: str | None) -> Config:
+    """The configuration of `path`; all defaults for None. Raises `ConfigError`."""
+    if path is None:
+        return Config()
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    sections = get_type_hints(Config)
+    for name in document.keys() - sections.keys():
+        raise ConfigError(f"{path}: unknown section [{name}]")
+    values = {name: _section(path, sections[name], name, given) for name, given in document.items()}
+    config = Config(**values)
+    if not 1 <= config.host.id <= 250:
+        raise ConfigError(f"{path}: host.id must be 1 to 250")
+    return config
+
+
+def _section(path: str, kind: type[Any], name: str, given: object) -> Any:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: {name} must be a section")
+    hints = get_type_hints(kind)
+    for option in given.keys() - hints.keys():
+        raise ConfigError(f"{path}: unknown option {name}.{option}")
+    return kind(**{option: _value(path, f"{name}.{option}", hints[option], value) for option, value in given.items()})
+
+
+def _value(path: str, option: str, hint: Any, value: object) -> object:
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        if not isinstance(value, list) or not all(isinstance(member, item) for member in value):
+            raise ConfigError(f"{path}: {option} must be a list of {item.__name__}")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}: {option} must be {typing.cast(type, hint).__name__}")
+    return value
