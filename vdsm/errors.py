@@ -106,6 +106,7 @@ class Failed(VdsmError):
 
 # -- the call itself -------------------------------------------------------------------------------------------------
 
+
 class InvalidParameters(BadRequest):
     code, key = -32602, "invalid_parameters"
     message = "Parameter {parameter}: {reason}"
@@ -155,6 +156,7 @@ class HelperFailed(Failed):
 
 
 # -- jobs ------------------------------------------------------------------------------------------------------------
+
 
 class NoSuchJob(Missing):
     code, key = 66, "no_such_job"
@@ -212,6 +214,7 @@ class ToolFailed(Failed):
 
 # -- leases ----------------------------------------------------------------------------------------------------------
 
+
 class LeaseHeld(Conflict):
     code, key = 651, "lease_held"
     message = "{resource} is in use by {holder}"
@@ -243,6 +246,7 @@ class HostIdTaken(Conflict):
 
 
 # -- records and repositories ----------------------------------------------------------------------------------------
+
 
 class NoRecord(Missing):
     code, key = 10030, "no_record"
@@ -312,6 +316,7 @@ class PathNotAllowed(BadRequest):
 
 # -- images ----------------------------------------------------------------------------------------------------------
 
+
 class NoSuchImage(Missing):
     code, key = 201, "no_such_image"
     message = "No image {image_id} in {where}"
@@ -355,6 +360,7 @@ class BadImageFile(Broken):
 
 
 # -- virtual machines ------------------------------------------------------------------------------------------------
+
 
 class NoSuchVm(Missing):
     code, key = 1, "no_such_vm"

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import logging
 import sys
+import time
 from collections.abc import Iterator
 
 FORMAT = "%(asctime)s,%(msecs)03d%(zone)s %(levelname)-7s (%(threadName)s) [%(name)s] %(context)s%(message)s"
@@ -31,7 +32,7 @@ class _Context(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         what = context.get()
         record.context = f"{what}: " if what else ""
-        record.zone = logging.Formatter().converter(record.created).tm_zone or ""
+        record.zone = time.strftime("%z", time.localtime(record.created))
         return True
 
 

@@ -1,0 +1,345 @@
+"""Leases: the only importer of sanlock (with `leased_exec`, which imports this file).
+
+A lease is a sanlock resource on storage. It belongs to the process that registered, and to every process that
+inherited the registration's descriptor: sanlock frees it when the last copy of the descriptor is closed. All names are
+text here; sanlock wants bytes.
+
+Runs in workers, in the children that do repository I/O and in QEMU's launcher. The agent itself joins and leaves
+lockspaces and asks questions, but holds nothing. Standard library and sanlock only: the launcher runs without the
+agent's dependencies.
+
+Every call can block as long as the storage does. SANLOCK_RUN_DIR in the environment says which daemon is meant.
+"""
+
+import contextlib
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, NoReturn, Self
+
+import sanlock
+
+from vdsm import errors
+
+LEASE_BYTES = 1 << 20  # sanlock's alignment for 512-byte sectors and 2000 hosts, or 4096-byte sectors and 250 hosts
+MAX_HOSTS = 250
+NAME_BYTES = 48  # sanlock's limit for lockspace and resource names
+
+# What sanlock answers, by what it means for a caller. Seen with sanlock 3.8.5; 11 and 16 also come for shared acquires
+# of many processes at once although nobody holds the lease exclusively.
+AGAIN = {11, 16}  # EAGAIN, EBUSY: collided with somebody who is just passing by
+HELD_HERE = 17  # EEXIST: another process of this host holds it
+HELD_ELSEWHERE = {-243, -244, -245}  # another host holds it, or was quicker
+NOT_JOINED = 28  # ENOSPC: this host is not in the lockspace (yet)
+DOES_NOT_EXIST = -223
+WRONG_NAME = {-226, -227}
+CHANGED_VERSION = -240
+
+
+class Lease(NamedTuple):
+    """One sanlock resource and the mode in which it is wanted. Sorts in the one order in which all take leases."""
+
+    lockspace: str
+    name: str
+    path: str
+    offset: int
+    shared: bool = False
+
+    @property
+    def place(self) -> list[tuple[str, int]]:
+        return [(self.path, self.offset)]
+
+    def __str__(self) -> str:
+        return f"lease {self.name} ({'shared' if self.shared else 'exclusive'})"
+
+
+class Lockspace(NamedTuple):
+    """A repository's lockspace, and the host id under which this host is in it."""
+
+    name: str
+    path: str
+    offset: int
+    host_id: int
+
+
+def ordered(leases: Iterable[Lease]) -> list[Lease]:
+    """Each name once, with its strongest mode, by (lockspace, name): the mode is no part of the order (trap 28)."""
+    strongest: dict[tuple[str, str], Lease] = {}
+    for lease in leases:
+        known = strongest.get((lease.lockspace, lease.name))
+        if known is None or (known.shared and not lease.shared):
+            strongest[lease.lockspace, lease.name] = lease
+    return [strongest[key] for key in sorted(strongest)]
+
+
+class Session:
+    """One registration with sanlock: what this process holds. Close it only when nothing can write any more."""
+
+    def __init__(self) -> None:
+        try:
+            self.fd: int = sanlock.register()
+        except sanlock.SanlockException as error:
+            raise errors.LeaseDaemonDown(reason=str(error)) from error
+        os.set_inheritable(self.fd, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def acquire(self, leases: Iterable[Lease], wait_s: float, *, patient: bool = False) -> None:
+        """All of `leases` or none, within `wait_s`.
+
+        Collisions are retried with jitter. A lease that somebody holds is refused at once with `LeaseHeld`, naming the
+        holder; `patient` waits for it until the deadline instead (record leases, which are held for milliseconds).
+        Raises `LeaseNotReady` when this host is not in the lockspace, `LeaseFailed` for anything else.
+        """
+        wanted = ordered(leases)
+        deadline = time.monotonic() + wait_s
+        pause_s = 0.005
+        while True:
+            refused, error = self._try(wanted)
+            if refused is None:
+                return
+            passing = error.errno in AGAIN or (patient and _is_held(error.errno))
+            if not passing or time.monotonic() + pause_s > deadline:
+                _refuse(refused, error)
+            time.sleep(random.uniform(0.5, 1.0) * pause_s)
+            pause_s = min(pause_s * 1.6, 0.25)
+
+    def _try(self, wanted: list[Lease]) -> tuple[Lease | None, Any]:
+        """(None, None), or the lease that was refused and why; nothing of `wanted` is held then."""
+        for count, lease in enumerate(wanted):
+            try:
+                if not _could_succeed(lease):
+                    raise sanlock.SanlockException(min(AGAIN), "Owner is failing", "its host does not renew")
+                sanlock.acquire(
+                    lease.lockspace.encode(), lease.name.encode(), lease.place, slkfd=self.fd, shared=lease.shared
+                )
+            except sanlock.SanlockException as error:
+                self.release(wanted[:count])
+                return lease, error
+        return None, None
+
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Gives back what is held; only when no process that inherited the descriptor relies on it any more."""
+        for lease in leases:
+            try:
+                sanlock.release(lease.lockspace.encode(), lease.name.encode(), lease.place, slkfd=self.fd)
+            except sanlock.SanlockException as error:
+                raise _failed("release", lease, error) from error
+
+    @contextlib.contextmanager
+    def holding(self, leases: Iterable[Lease], wait_s: float, *, patient: bool = False) -> Iterator[None]:
+        """Holds `leases` inside the block. Raises what `acquire` raises."""
+        wanted = ordered(leases)
+        self.acquire(wanted, wait_s, patient=patient)
+        try:
+            yield
+        finally:
+            self.release(wanted)
+
+    def held(self) -> set[tuple[str, str, bool]]:
+        """(lockspace, name, shared) of all that this registration holds."""
+        return _held(sanlock.inquire(slkfd=self.fd))
+
+
+def held_by(pid: int) -> set[tuple[str, str, bool]]:
+    """(lockspace, name, shared) of all that the registered process `pid` holds; empty when it is not registered."""
+    try:
+        return _held(sanlock.inquire(pid=pid))
+    except sanlock.SanlockException as error:
+        if error.errno in (-2, 2, 3):  # no such client
+            return set()
+        raise errors.LeaseDaemonDown(reason=str(error)) from error
+
+
+def _held(resources: list[dict[str, Any]]) -> set[tuple[str, str, bool]]:
+    return {
+        (found["lockspace"].decode(), found["resource"].decode(), bool(found["flags"] & sanlock.RES_SHARED))
+        for found in resources
+    }
+
+
+# -- lockspaces ------------------------------------------------------------------------------------------------------
+
+
+def write_lockspace(lockspace: Lockspace, io_timeout_s: int, sector_bytes: int = 512) -> None:
+    """Formats the lockspace; refuses one that exists (its hosts would lose their leases)."""
+    try:
+        sanlock.read_lockspace(lockspace.path, lockspace.offset, sector=sector_bytes)
+    except sanlock.SanlockException as error:
+        if error.errno != DOES_NOT_EXIST:
+            raise _failed("read_lockspace", lockspace, error) from error
+    else:
+        raise errors.NotEmpty(place=lockspace.path, reason="it holds a lockspace")
+    try:
+        sanlock.write_lockspace(
+            lockspace.name.encode(),
+            lockspace.path,
+            lockspace.offset,
+            max_hosts=MAX_HOSTS,
+            iotimeout=io_timeout_s,
+            sector=sector_bytes,
+        )
+    except sanlock.SanlockException as error:
+        raise _failed("write_lockspace", lockspace, error) from error
+
+
+def join(lockspace: Lockspace) -> None:
+    """Starts joining and returns; `state` tells when it is done: about 3 x io_timeout, more after a crash.
+
+    Joining again is harmless. Raises `LeaseFailed`.
+    """
+    try:
+        sanlock.add_lockspace(lockspace.name.encode(), lockspace.host_id, lockspace.path, lockspace.offset, wait=False)
+    except sanlock.SanlockException as error:
+        if error.errno not in (17, 115):  # EEXIST, EINPROGRESS: joined, or on the way
+            raise _failed("add_lockspace", lockspace, error) from error
+
+
+def state(lockspace: Lockspace) -> str:
+    """ "joined", "changing" (joining or leaving) or "left", as this host's daemon sees it; touches no storage."""
+    try:
+        answer = sanlock.inq_lockspace(
+            lockspace.name.encode(), lockspace.host_id, lockspace.path, lockspace.offset, wait=False
+        )
+    except sanlock.SanlockException as error:
+        raise errors.LeaseDaemonDown(reason=str(error)) from error
+    return {True: "joined", None: "changing", False: "left"}[answer]
+
+
+def leave(lockspace: Lockspace) -> None:
+    """Leaves, unless a lease is held: then `LeaseHeld` (a plain remove would kill the holders, trap 13).
+
+    Waits until this host is out (2 x io_timeout).
+    """
+    try:
+        sanlock.rem_lockspace(
+            lockspace.name.encode(), lockspace.host_id, lockspace.path, lockspace.offset, wait=True, unused=True
+        )
+    except sanlock.SanlockException as error:
+        if error.errno == 2:  # not in it
+            return
+        if error.errno == 16:
+            raise errors.LeaseHeld(resource=f"lockspace {lockspace.name}", holder="a process of this host") from error
+        raise _failed("rem_lockspace", lockspace, error) from error
+
+
+def hosts(lockspace_name: str) -> dict[int, int]:
+    """{host id: HOST_* flag} as this host's daemon knows them; empty while it does not know yet."""
+    try:
+        found = sanlock.get_hosts(lockspace_name.encode())
+    except sanlock.SanlockException:
+        return {}  # not joined, or joined a moment ago
+    return {host["host_id"]: host["flags"] for host in found}
+
+
+# -- resources -------------------------------------------------------------------------------------------------------
+
+
+def initialise(lease: Lease, sector_bytes: int = 512) -> None:
+    """Makes the place a lease of this name. The caller holds the repository lease.
+
+    A lease that exists under its name is left alone: writing over a held lease gives it away (trap 12). A place that
+    holds a lease of another name is refused.
+    """
+    try:
+        found = sanlock.read_resource(lease.path, lease.offset, sector=sector_bytes)
+    except sanlock.SanlockException as error:
+        if error.errno != DOES_NOT_EXIST:
+            raise _failed("read_resource", lease, error) from error
+    else:
+        if (found["lockspace"].decode(), found["resource"].decode()) == (lease.lockspace, lease.name):
+            return
+        raise errors.NotEmpty(place=f"{lease.path}:{lease.offset}", reason="it holds another lease")
+    try:
+        sanlock.write_resource(
+            lease.lockspace.encode(), lease.name.encode(), lease.place, num_hosts=MAX_HOSTS, sector=sector_bytes
+        )
+    except sanlock.SanlockException as error:
+        raise _failed("write_resource", lease, error) from error
+
+
+def owners(lease: Lease) -> list[dict[str, int]]:
+    """Hosts that own the lease on storage, each {host_id, generation, timestamp, io_timeout, flags}; may be dead."""
+    try:
+        found: list[dict[str, int]] = sanlock.read_resource_owners(
+            lease.lockspace.encode(), lease.name.encode(), lease.place
+        )
+    except sanlock.SanlockException as error:
+        raise _failed("read_resource_owners", lease, error) from error
+    return found
+
+
+def local_pids(lease: Lease) -> list[int]:
+    """Registered processes of this host that hold the lease, whatever the mode."""
+    listing = subprocess.run(
+        ["sanlock", "client", "status", "-o", "p"], capture_output=True, text=True, timeout=10, check=False
+    )
+    pids, prefix = [], f"r {lease.lockspace}:{lease.name}:"
+    for line in listing.stdout.splitlines():
+        head, _, pid = line.strip().rpartition(" p ")
+        if head.startswith(prefix) and pid.isdigit():
+            pids.append(int(pid))
+    return pids
+
+
+def holder(lease: Lease) -> str:
+    """Who holds the lease, in words: `process 4711 (qemu-system-x86)` of this host, or `host 3`."""
+    pids = local_pids(lease)
+    if pids:
+        return ", ".join(f"process {pid} ({_command(pid)})" for pid in pids)
+    others = ", ".join(f"host {owner['host_id']}" for owner in owners(lease))
+    return others or "somebody who has just gone"
+
+
+def _command(pid: int) -> str:
+    """What runs as `pid`: the VM's uuid for a QEMU, the program's name otherwise."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as source:  # noqa: PTH123 (pathlib costs QEMU's launcher start-up)
+            words = source.read().decode(errors="replace").split("\0")
+    except OSError:
+        return "ended"
+    if "-uuid" in words[:-1]:
+        return f"VM {words[words.index('-uuid') + 1]}"
+    return os.path.basename(words[0]) or "kernel"  # noqa: PTH119
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _could_succeed(lease: Lease) -> bool:
+    """False while an owner's host is failing: acquire would then sit in one of sanlock's threads for a minute.
+
+    Costs nothing while all other hosts of the lockspace are well: only then are the owners read (trap 8).
+    """
+    waiting = (sanlock.HOST_FAIL, sanlock.HOST_UNKNOWN)
+    known = hosts(lease.lockspace)
+    if not any(flag in waiting for flag in known.values()):
+        return True
+    return not any(known.get(owner["host_id"]) in waiting for owner in owners(lease))
+
+
+def _is_held(errno: int) -> bool:
+    return errno == HELD_HERE or errno in HELD_ELSEWHERE
+
+
+def _refuse(lease: Lease, error: Any) -> NoReturn:
+    if error.errno == NOT_JOINED:
+        raise errors.LeaseNotReady(
+            repo_id=lease.lockspace, reason="this host is not in the lockspace", seconds_left="?"
+        ) from error
+    if _is_held(error.errno) or error.errno in AGAIN:
+        raise errors.LeaseHeld(resource=str(lease), holder=holder(lease)) from error
+    raise _failed("acquire", lease, error) from error
+
+
+def _failed(call: str, what: object, error: Any) -> errors.LeaseFailed:
+    return errors.LeaseFailed(call=call, resource=str(what), reason=error.args[-1], errno=error.errno)
