@@ -6,9 +6,9 @@
 libvirt starts it three ways; the environment says which:
 
 - no VDSM_* variable: libvirt probes what the emulator can do. Execute QEMU at once.
-- VDSM_LEASE_PLAN: start of a VM. Register with sanlock, take all leases of the plan for this pid, read the records again
-  and compare them with the plan, execute QEMU in this same process. The leases live as long as QEMU does, whatever
-  happens to the agent; QEMU never opens an image that it does not own.
+- VDSM_LEASE_PLAN: start of a VM. Register with sanlock, take all leases of the plan for this pid, read the records
+  again and compare them with the plan, execute QEMU in this same process. The leases live as long as QEMU does,
+  whatever happens to the agent; QEMU never opens an image that it does not own.
 - VDSM_LEASE_SOCKET: libguestfs starts its appliance inside a job's worker, with every descriptor closed. Fetch the
   worker's descriptors (sanlock, liveness) over that socket and keep them, so that the job's leases last until the
   appliance is gone.
