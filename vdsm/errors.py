@@ -155,6 +155,30 @@ class HelperFailed(Failed):
     hint = "The helper's audit log has a line for this call."
 
 
+class ParseError(BadRequest):
+    code, key = -32700, "parse_error"
+    message = "This is not JSON that the agent reads: {reason}"
+    hint = "Send one JSON value in UTF-8, without NaN, lone surrogates or deep nesting."
+
+
+class InvalidRequest(BadRequest):
+    code, key = -32600, "invalid_request"
+    message = "This is not a JSON-RPC 2.0 request: {reason}"
+    hint = 'A request is {"jsonrpc": "2.0", "method": ..., "params": ..., "id": ...}, or an array of them.'
+
+
+class NoEventsHere(BadRequest):
+    code, key = 10004, "no_events_here"
+    message = "Events do not arrive over {transport}"
+    hint = "Subscribe over the Unix socket or a WebSocket."
+
+
+class Stopping(Unavailable):
+    code, key = 10005, "stopping"
+    message = "The agent is stopping"
+    hint = "Call again when it is back. Jobs and VMs go on as their records say."
+
+
 # -- jobs ------------------------------------------------------------------------------------------------------------
 
 
