@@ -1,0 +1,36 @@
+"""Waiting for something that another process or thread will make true, and asking whether a process lives."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Returns once `condition` is true; fails the test when it is not within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {timeout_s} s"
+        time.sleep(0.002)
+
+
+def exists(pid: int) -> bool:
+    """True until the process has been reaped."""
+    return state(pid) is not None
+
+
+def running(pid: int) -> bool:
+    """True while the process lives; a zombie does not."""
+    return state(pid) not in (None, "Z")
+
+
+def zombie(pid: int) -> bool:
+    """True while the process is dead and not reaped."""
+    return state(pid) == "Z"
+
+
+def state(pid: int) -> str | None:
+    """The kernel's letter for the process's state, None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
