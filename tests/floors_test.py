@@ -27,6 +27,7 @@ FLOORS: list[dict[str, list[str]]] = [
             "vdsm.undo",
             "vdsm.periodic",
             "vdsm.events",
+            "vdsm.channels",
             "vdsm.forkserver",
             "vdsm.hypervisor",
             "vdsm.leases",
