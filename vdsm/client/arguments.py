@@ -1,0 +1,141 @@
+"""The command line: options, `Namespace verb`, and parameters as `name=value`.
+
+    name=text           a string; the agent takes strings for numbers and booleans
+    name={...} [...]    JSON; also "..." for a string that begins with one of { [ " @
+    name=@FILE          the file's text, by the same rule; @- reads standard input
+    a.b=value           a member of an object: {"a": {"b": "value"}}
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+DEFAULT_ADDRESS = "/run/vdsm/vdsmd.sock"
+DEFAULT_TIMEOUT_S = 60.0
+_FORMATS = ("json", "table")
+
+
+class UsageError(Exception):
+    """The command line is wrong; the text says where."""
+
+
+class Arguments:
+    """What was asked for. `words` are the namespace and the verb, or `events` and its topics."""
+
+    def __init__(self) -> None:
+        self.address = os.environ.get("VDSM_ADDRESS") or DEFAULT_ADDRESS
+        self.timeout_s: float | None = None
+        self.flow_id: str | None = None
+        self.format: str | None = None
+        self.wait = False
+        self.help = False
+        self.words: list[str] = []
+        self.params: dict[str, Any] = {}
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Raises `UsageError`."""
+    arguments = Arguments()
+    long_options = ["address=", "timeout=", "flow-id=", "file=", "output=", "wait", "no-wait", "help"]
+    try:
+        options, words = getopt.gnu_getopt(list(argv), "a:f:o:h", long_options)
+    except getopt.GetoptError as error:
+        raise UsageError(str(error)) from error
+    for name, value in options:
+        _take_option(arguments, name, value)
+    names = set()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            arguments.words.append(word)
+            continue
+        if name in names:
+            raise UsageError(f"{name} is given twice")
+        names.add(name)
+        put(arguments.params, name, _value(name, value))
+    return arguments
+
+
+def _take_option(arguments: Arguments, name: str, value: str) -> None:
+    if name in ("-a", "--address"):
+        arguments.address = value
+    elif name == "--timeout":
+        arguments.timeout_s = _seconds(value)
+    elif name == "--flow-id":
+        arguments.flow_id = value
+    elif name in ("-f", "--file"):
+        given = _json(_text(value), value)
+        if not isinstance(given, dict):
+            raise UsageError(f"{value}: the parameters must be a JSON object")
+        arguments.params.update(given)
+    elif name in ("-o", "--output"):
+        if value not in _FORMATS:
+            raise UsageError(f"-o takes {' or '.join(_FORMATS)}, not {value!r}")
+        arguments.format = value
+    elif name in ("-h", "--help"):
+        arguments.help = True
+    else:
+        arguments.wait = name == "--wait"
+
+
+def put(params: dict[str, Any], name: str, value: Any) -> None:
+    """Set `a.b.c` in nested objects. Raises `UsageError` where something else than an object is in the way."""
+    *path, last = name.split(".")
+    if not all([*path, last]):
+        raise UsageError(f"{name!r} is no parameter's name")
+    place: Any = params
+    for step in path:
+        place = place.setdefault(step, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"{name}: {step} is given as something else than an object")
+    if isinstance(value, dict) and isinstance(place.get(last), dict):
+        place[last].update(value)
+    else:
+        place[last] = value
+
+
+def _value(name: str, text: str) -> Any:
+    if text.startswith("@"):
+        text = _text(text[1:])
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name}: the value is not UTF-8") from error
+    return _json(text, name) if text.lstrip()[:1] in ("{", "[", '"') else text
+
+
+def _text(path: str) -> str:
+    import sys
+
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read().decode()
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib would cost a third of the client's own start-up
+            return file.read().decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _json(text: str, source: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: not JSON: {error}") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"--timeout takes a number of seconds, not {text!r}")
+    return seconds

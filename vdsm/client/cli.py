@@ -1,0 +1,124 @@
+"""vdsm-client: calls of a running agent from the shell. `vdsm-client -h` is its manual."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from vdsm.client import arguments, exits, failures, output, transport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_HELP_TIMEOUT_S = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; the exit code, as `exits` lists them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    output_format = None
+    try:
+        given = arguments.parse(sys.argv[1:] if argv is None else argv)
+        output_format = given.format
+        return _run(given)
+    except arguments.UsageError as error:
+        output.note(f"vdsm-client: {error}\nTry `vdsm-client -h`.")
+        return exits.USAGE
+    except failures.ClientError as error:
+        output.failure(error, output_format)
+        return exits.of(error)
+    except KeyboardInterrupt:
+        output.note("Interrupted. What was asked for may go on; `vdsm-client Host getJobs` lists the jobs.")
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`). Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FAILED
+
+
+def _run(given: arguments.Arguments) -> int:
+    if given.help:
+        return _help(given)
+    if given.words[:1] == ["events"]:
+        return _events(given)
+    if len(given.words) < 2:
+        raise arguments.UsageError("a call needs a namespace and a verb")
+    if given.words[2:]:
+        raise arguments.UsageError(f"{given.words[2]!r} is not name=value")
+    with _connect(given) as client:
+        answer = client.call(".".join(given.words), given.params or None)
+        job_id = answer.get("jobId") if isinstance(answer, dict) else None
+        if given.wait and job_id:
+            return _wait(client, job_id, given)
+        output.result(answer, given.format)
+        return exits.OK
+
+
+def _connect(given: arguments.Arguments, timeout_s: float = arguments.DEFAULT_TIMEOUT_S) -> transport.Client:
+    try:
+        return transport.connect(given.address, given.timeout_s or timeout_s, given.flow_id)
+    except ValueError as error:
+        raise arguments.UsageError(str(error)) from error
+
+
+def _wait(client: transport.Client, job_id: str, given: arguments.Arguments) -> int:
+    from vdsm.client import waiting
+
+    try:
+        info = waiting.follow(client, job_id, given.timeout_s)
+    except KeyboardInterrupt:
+        output.note(f"Interrupted. Job {job_id} goes on. To abort it: vdsm-client Job abort jobId={job_id}")
+        return exits.INTERRUPTED
+    output.result(info, given.format)
+    if info["status"] == "done":
+        return exits.OK
+    error = _job_error(info)
+    output.failure(error, given.format)
+    return exits.ABORTED if info["status"] == "aborted" else exits.of(error)
+
+
+def _job_error(info: dict[str, Any]) -> failures.ClientError:
+    if info.get("error"):
+        return failures.ClientError.from_wire(info["error"])
+    return failures.ClientError(0, f"Job {info['id']} has {info['status']}")
+
+
+def _events(given: arguments.Arguments) -> int:
+    instance_id, since = given.params.pop("instanceId", None), given.params.pop("since", None)
+    for name in given.params:
+        raise arguments.UsageError(f"events takes topics, instanceId= and since=, not {name}=")
+    if since is not None and not since.isdecimal():
+        raise arguments.UsageError("since= takes a sequence number")
+    with _connect(given) as client:
+        for event in client.events(given.words[1:] or None, instance_id, since and int(since)):
+            output.line(output.compact(event))
+    return exits.OK
+
+
+def _help(given: arguments.Arguments) -> int:
+    from vdsm.client import reference
+
+    if not given.words:
+        output.line(reference.USAGE)
+    try:
+        with _connect(given, _HELP_TIMEOUT_S) as client:
+            document = client.call("rpc.discover")
+    except failures.ClientError as error:
+        if given.words:
+            raise
+        output.line(f"Verbs are listed here when an agent answers. Now: {output.plain(error.message)}")
+        return exits.OK
+    if len(given.words) > 1:
+        output.line(reference.verb(document, ".".join(given.words[:2])))
+    else:
+        output.line(f"verbs:\n{reference.verbs(document, given.words[0] if given.words else None)}")
+    return exits.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
