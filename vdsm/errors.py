@@ -438,3 +438,9 @@ class HypervisorFailed(Failed):
     code, key = 10053, "hypervisor_failed"
     message = "libvirt refused {call}: {reason}"
     hint = "See libvirt's log."
+
+
+class ForeignVm(Conflict):
+    code, key = 10054, "foreign_vm"
+    message = "Domain {name} ({vm_id}) was not started by this agent"
+    hint = "It is shown and never touched. Use the tool that started it."
