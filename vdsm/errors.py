@@ -338,6 +338,12 @@ class PathNotAllowed(BadRequest):
     hint = "Allowed: {allowed}. See storage.* in the configuration."
 
 
+class StorageFailed(Failed):
+    code, key = 10060, "storage_failed"
+    message = "The storage of repository {repo_id} failed: {reason}"
+    hint = "See the kernel's log. The repository's other images may be well."
+
+
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
