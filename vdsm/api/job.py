@@ -1,0 +1,86 @@
+"""The verbs of host jobs on the wire."""
+
+import asyncio
+from typing import Any
+
+import pydantic
+
+from vdsm import errors
+from vdsm.api import verb
+from vdsm.jobs import registry
+
+
+class JobsParams(verb.Params):
+    job_type: str | None = pydantic.Field(None, alias="job_type", description="storage or virt; all when left out")
+    job_ids: list[str] | None = pydantic.Field(None, alias="job_ids", description="only these; all when left out")
+
+
+class JobParams(verb.Params):
+    job_id: str = pydantic.Field(description="the job")
+
+
+class WaitParams(JobParams):
+    timeout: float | None = pydantic.Field(None, ge=0, description="seconds; without it, as long as the job takes")
+
+
+class JobInfo(verb.Result):
+    """A host job, as this host sees it. Ended jobs stay listed for an hour; the record tells how the work ended."""
+
+    id: str
+    kind: str
+    status: str = pydantic.Field(description="pending, running, done, failed, aborting or aborted")
+    description: str
+    job_type: str = pydantic.Field(alias="job_type", description="storage or virt")
+    progress: int | None = pydantic.Field(description="percent of the stage; -1: it does not tell; null: not begun")
+    stage: int | None
+    stages: int | None
+    stage_name: str | None
+    detail: str | None = pydantic.Field(description="why it does not run yet")
+    error: dict[str, Any] | None = pydantic.Field(description="as in a JSON-RPC error")
+    entity: dict[str, str] = pydantic.Field(description="type, id, repo_id of what is changed")
+    created: float = pydantic.Field(description="seconds since 1970")
+    started: float | None
+    ended: float | None
+
+
+class Jobs:
+    """Verbs of namespaces Host and Job. They look at this process's own table, so none of them waits for storage."""
+
+    def __init__(self, jobs: registry.Registry) -> None:
+        self._jobs = jobs
+
+    @verb.verb(role="monitor", blocking=False)
+    def getJobs(self, params: JobsParams) -> dict[str, JobInfo]:
+        """Host jobs by id."""
+        found = self._jobs.list(params.job_type, params.job_ids)
+        return {info["id"]: JobInfo(**info) for info in found}
+
+
+class Job:
+    def __init__(self, jobs: registry.Registry) -> None:
+        self._jobs = jobs
+
+    @verb.verb(role="operator", blocking=False, errors=(errors.NoSuchJob, errors.JobNotActive))
+    def abort(self, params: JobParams) -> None:
+        """Asks a job to end. A pending one is aborted at once, a running one when its worker has undone its work."""
+        self._jobs.abort(params.job_id)
+
+    @verb.verb(role="operator", blocking=False, errors=(errors.NoSuchJob, errors.JobNotDone))
+    def delete(self, params: JobParams) -> None:
+        """Forgets an ended job."""
+        self._jobs.delete(params.job_id)
+
+    @verb.verb(role="monitor", errors=(errors.NoSuchJob, errors.DeadlinePassed))
+    async def wait(self, params: WaitParams) -> JobInfo:
+        """Answers when the job has ended, or with its present state when `timeout` is over."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        stop = self._jobs.when_ended(params.job_id, lambda: loop.call_soon_threadsafe(ended.set))
+        try:
+            async with asyncio.timeout(params.timeout):
+                await ended.wait()
+        except TimeoutError:
+            pass
+        finally:
+            stop()
+        return JobInfo(**self._jobs.get(params.job_id).info())

@@ -1,0 +1,282 @@
+"""The storage verbs on the wire: repositories and images. Names and parameters are those of the storage API."""
+
+from typing import Any, Literal
+
+import pydantic
+
+from vdsm import errors, ids, storage
+from vdsm.api import verb
+
+RepoId = pydantic.constr(pattern=ids.REPO_ID_PATTERN)
+_TARGET = "repository in which the image is made"
+_REPOSITORY = "repository that holds the image"
+_USER_DATA = "the caller's own, stored and returned untouched"
+_NO_IMAGE = (errors.NoSuchRepository, errors.NoSuchImage)
+_WRITES = (errors.LeaseNotReady, errors.RepositoryStuck, errors.RepositoryFull)
+_CHANGES = (errors.ImageNotUsable, errors.ImageInUse, errors.ImageBusy, errors.GenerationMismatch)
+
+
+class Options(verb.Params):
+    """Options that the verbs of images share."""
+
+    image_id: str | None = pydantic.Field(None, description="id of the new image; made up when left out")
+    job_id: str | None = pydantic.Field(None, description="id of the job; made up when left out")
+    generation: int | None = pydantic.Field(None, description="generation that the changed image must have")
+    strategy: Literal["space", "performance"] = pydantic.Field("space", description="what to prefer")
+    participating_repositories: list[str] | None = pydantic.Field(None, description="look for images only here")
+    image_hints: dict[str, str] = pydantic.Field({}, description="{image id: the one repository to look in}")
+
+
+class FormatParams(verb.Params):
+    repo_format: str = pydantic.Field(description="localfs-1.0")
+    connection_parameters: dict[str, Any] = pydantic.Field(description="what the format needs; localfs-1.0: path")
+    options: dict[str, Any] = pydantic.Field({}, description="ioTimeout: sanlock's, seconds (10)")
+
+
+class ConnectParams(verb.Params):
+    repo_id: str = pydantic.Field(pattern=ids.REPO_ID_PATTERN, description="handle for this connection, not persisted")
+    repo_format: str = pydantic.Field(description="localfs-1.0")
+    connection_parameters: dict[str, Any] = pydantic.Field({}, description="what the format needs; localfs-1.0: path")
+
+
+class DisconnectParams(verb.Params):
+    repo_id: str = pydantic.Field(description="as given to connectStorageRepository")
+
+
+class ImportParams(verb.Params):
+    target_repo_id: str = pydantic.Field(description=_TARGET)
+    path: str = pydantic.Field(description="file on this host, under a configured directory")
+    format: Literal["raw", "qcow2"] = pydantic.Field(description="the file's format; never guessed")
+    user_data: dict[str, Any] = pydantic.Field({}, description=_USER_DATA)
+    options: Options = Options()
+
+
+class CreateDiskParams(verb.Params):
+    target_repo_id: str = pydantic.Field(description=_TARGET)
+    size: int = pydantic.Field(ge=0, description="bytes; 0 with a base means the base's size")
+    base_snapshot_id: str | None = pydantic.Field(None, description="snapshot whose content the disk starts with")
+    user_data: dict[str, Any] = pydantic.Field({}, description=_USER_DATA)
+    options: Options = Options()
+
+
+class SnapshotParams(verb.Params):
+    target_repo_id: str = pydantic.Field(description="repository of the disk; the snapshot is made there")
+    base_virtual_disk_id: str = pydantic.Field(description="the disk")
+    user_data: dict[str, Any] = pydantic.Field({}, description=_USER_DATA)
+    options: Options = Options()
+
+
+class CopyParams(verb.Params):
+    target_repo_id: str = pydantic.Field(description=_TARGET)
+    image_id: str = pydantic.Field(description="image to copy, looked for in all connected repositories")
+    user_data: dict[str, Any] = pydantic.Field({}, description=_USER_DATA)
+    options: Options = Options()
+
+
+class ImageParams(verb.Params):
+    repository_id: str = pydantic.Field(description=_REPOSITORY)
+    image_id: str = pydantic.Field(description="the image")
+
+
+class RemoveParams(ImageParams):
+    options: Options = Options()
+
+
+class ListParams(verb.Params):
+    repository_id: str = pydantic.Field(description="the repository")
+
+
+class UserDataParams(ImageParams):
+    user_data: dict[str, Any] = pydantic.Field(description=_USER_DATA)
+
+
+class CreatedImage(verb.Result):
+    image_id: str = pydantic.Field(description="the new image")
+    job_id: str | None = pydantic.Field(description="job that fills it; null: it is complete")
+
+
+class Repository(verb.Result):
+    repo_id: str
+    repo_format: str
+    name: str = pydantic.Field(description="persistent name, the same on every host")
+    place: str
+    state: str = pydantic.Field(description="joining or joined; reads work in both")
+    seconds_left: float | None = pydantic.Field(description="estimate until it has joined; null when it has")
+    total_bytes: int | None = pydantic.Field(None, description="null: the storage does not answer")
+    free_bytes: int | None = None
+
+
+class Image(verb.Result):
+    image_id: str
+    repo_id: str
+    kind: Literal["disk", "snapshot"]
+    status: Literal["optimized", "degraded", "broken"]
+    size: int = pydantic.Field(description="bytes, as a guest sees it")
+    stored_size: int | None = pydantic.Field(description="bytes that its own data takes; null: none yet")
+    generation: int = pydantic.Field(description="counts finished and fenced jobs")
+    user_data: dict[str, Any]
+    created: int = pydantic.Field(description="seconds since 1970")
+
+
+class ImageStatus(verb.Result):
+    """How an image is, and how far the work on it got, as last written to storage."""
+
+    image_id: str
+    status: Literal["optimized", "degraded", "broken"]
+    generation: int
+    host_id: int | None = pydantic.Field(alias="hostID", description="last host that worked on it")
+    stage: str | None = pydantic.Field(description="X/Y")
+    percent_complete: int = pydantic.Field(alias="percent_complete", description="0 to 100 of the stage; -1: not known")
+    last_error: str | None = pydantic.Field(alias="last_error", description="why the last work ended without a result")
+    work: dict[str, Any] | None = pydantic.Field(description="the last work: jobId, kind, state, ...")
+
+
+class Storage:
+    """Verbs of namespace Storage. Each blocks in its repository's pool."""
+
+    def __init__(self, service: storage.Storage) -> None:
+        self._storage = service
+
+    @verb.verb(role="admin", errors=(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed))
+    def formatStorageRepository(self, params: FormatParams) -> str:
+        """Makes an empty repository. An existing one, and anything else that is there, is never overwritten.
+
+        Answers the repository's persistent name.
+        """
+        made = self._storage.format_storage_repository(
+            repo_format=params.repo_format, parameters=params.connection_parameters, options=params.options
+        )
+        return str(made["name"])
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repo_id,
+        errors=(errors.NotARepository, errors.RepositoryExists, errors.UnknownFormat, errors.HostIdTaken),
+    )
+    def connectStorageRepository(self, params: ConnectParams) -> Repository:
+        """Connects a repository under a handle of the caller's choice, and answers at once.
+
+        Its lockspace is joined behind the answer. Until then reads work, jobs wait, and verbs that write wait a little
+        and then say how long it will take. Events of topic "repository" tell when it has joined.
+        """
+        return Repository(
+            **self._storage.connect_storage_repository(
+                repo_id=params.repo_id, repo_format=params.repo_format, parameters=params.connection_parameters
+            )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repo_id,
+        errors=(errors.NoSuchRepository, errors.RepositoryInUse),
+    )
+    def disconnectStorageRepository(self, params: DisconnectParams) -> None:
+        """Forgets the handle, after the host has left the lockspace. Refused while jobs or VMs use the repository."""
+        self._storage.disconnect_storage_repository(repo_id=params.repo_id)
+
+    @verb.verb(role="monitor")
+    def listStorageRepositories(self) -> list[Repository]:
+        """What is connected. One whose storage hangs is listed without its space."""
+        return [Repository(**found) for found in self._storage.list_storage_repositories()]
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.target_repo_id,
+        errors=(errors.PathNotAllowed, errors.BadImageFile, errors.ImageExists, *_WRITES),
+    )
+    def importImage(self, params: ImportParams) -> CreatedImage:
+        """Copies a file of this host into a new disk, as a job. Its header is checked before any tool sees it."""
+        return CreatedImage(
+            **self._storage.import_image(
+                target_repo_id=params.target_repo_id,
+                path=params.path,
+                format=params.format,
+                user_data=params.user_data,
+                options=params.options.model_dump(),
+            )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.target_repo_id,
+        errors=(errors.ImageExists, errors.WrongKind, *_NO_IMAGE, *_WRITES),
+    )
+    def createVirtualDisk(self, params: CreateDiskParams) -> CreatedImage:
+        """A new disk: empty, or starting with what a snapshot holds. Complete at return."""
+        return CreatedImage(
+            **self._storage.create_virtual_disk(
+                target_repo_id=params.target_repo_id,
+                size=params.size,
+                base_snapshot_id=params.base_snapshot_id,
+                user_data=params.user_data,
+                options=params.options.model_dump(),
+            )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.target_repo_id,
+        errors=(errors.ImageExists, errors.WrongKind, *_CHANGES, *_NO_IMAGE, *_WRITES),
+    )
+    def createSnapshot(self, params: SnapshotParams) -> CreatedImage:
+        """An immutable image of what the disk holds now. The disk must not be in use. Complete at return."""
+        return CreatedImage(
+            **self._storage.create_snapshot(
+                target_repo_id=params.target_repo_id,
+                base_virtual_disk_id=params.base_virtual_disk_id,
+                user_data=params.user_data,
+                options=params.options.model_dump(),
+            )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.target_repo_id,
+        errors=(errors.ImageExists, *_CHANGES, *_NO_IMAGE, *_WRITES),
+    )
+    def copyImage(self, params: CopyParams) -> CreatedImage:
+        """Copies an image, with all that lies below it, into a new image, as a job. A snapshot keeps its id.
+
+        The new image's record is on storage when this answers; the source may be in any connected repository.
+        """
+        return CreatedImage(
+            **self._storage.copy_image(
+                target_repo_id=params.target_repo_id,
+                image_id=params.image_id,
+                user_data=params.user_data,
+                options=params.options.model_dump(),
+            )
+        )
+
+    @verb.verb(
+        role="admin", pool=lambda params: params.repository_id, errors=(*_CHANGES, *_NO_IMAGE, errors.LeaseNotReady)
+    )
+    def removeImage(self, params: RemoveParams) -> None:
+        """Removes an image: its id is gone when this answers. Data that other images are based on stays with them."""
+        self._storage.remove_image(
+            repository_id=params.repository_id, image_id=params.image_id, options=params.options.model_dump()
+        )
+
+    @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)
+    def getImageStatus(self, params: ImageParams) -> ImageStatus:
+        """How an image is, from its record: any host may ask, at any time."""
+        return ImageStatus(
+            **self._storage.get_image_status(repository_id=params.repository_id, image_id=params.image_id)
+        )
+
+    @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)
+    def getImage(self, params: ImageParams) -> Image:
+        """What an image is."""
+        return Image(**self._storage.get_image(repository_id=params.repository_id, image_id=params.image_id))
+
+    @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=(errors.NoSuchRepository,))
+    def listImages(self, params: ListParams) -> list[Image]:
+        """All images of a repository that are not deleted."""
+        return [Image(**found) for found in self._storage.list_images(repository_id=params.repository_id)]
+
+    @verb.verb(role="admin", pool=lambda params: params.repository_id, errors=(*_NO_IMAGE, errors.LeaseNotReady))
+    def setImageUserData(self, params: UserDataParams) -> None:
+        """Replaces an image's user data. Allowed while a VM runs on it."""
+        self._storage.set_image_user_data(
+            repository_id=params.repository_id, image_id=params.image_id, user_data=params.user_data
+        )

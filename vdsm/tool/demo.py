@@ -1,0 +1,248 @@
+"""The main story, lived on this machine: `make demo`.
+
+Starts a private standalone stack, then does what an admin would do, by calling `vdsm-client` and nothing else: a
+repository, an imported Debian guest, a VM that boots, a snapshot, a copy, a sysprepped template and a second VM from
+it. Prints each call as it makes it, follows the guests' consoles, and ends with a table of what was done and how long
+it took. Leaves nothing running.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vdsm import ids, sizes, standalone
+from vdsm.client import transport
+from vdsm.tool import guestimage
+
+# The guest prints lines with this mark once it is up: who it is, and what is left of its past.
+IDENTITY_MARK = "guest identity:"
+LOGIN = "login:"
+BOOT_DEADLINE_S = 240
+SHUTDOWN_DEADLINE_S = 120
+MEMORY_MIB = 512
+
+
+class DemoFailed(Exception):
+    """A step did not end as it should; the text says which and how."""
+
+
+class Story:
+    """The calls of the demo against one running stack, each timed under the name of its step."""
+
+    def __init__(self, stack: standalone.Stack, image: guestimage.GuestImage) -> None:
+        self.stack = stack
+        self.image = image
+        self.steps: list[tuple[str, float]] = []
+
+    def step(self, title: str, action: Callable[[], Any]) -> Any:
+        print(f"\n\033[1m== {title}\033[0m" if sys.stdout.isatty() else f"\n== {title}", flush=True)
+        started = time.monotonic()
+        result = action()
+        self.steps.append((title, time.monotonic() - started))
+        return result
+
+    # -- talking to the agent ------------------------------------------------------------------------------------
+
+    def call(self, *words: str, wait: bool = False, show: str = "json") -> Any:
+        """One `vdsm-client` call, shown as an admin would type it. Returns the parsed answer."""
+        options = (["--wait"] if wait else []) + ["-o", show]
+        print("$ " + shlex.join(["vdsm-client", *(["--wait"] if wait else []), *words]), flush=True)
+        command = [sys.executable, "-m", "vdsm.client", "-a", str(self.stack.socket_path), *options, *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.stdout.strip():
+            print(done.stdout.rstrip(), flush=True)
+        if done.returncode != 0:
+            raise DemoFailed(f"{shlex.join(words)} ended with exit code {done.returncode}")
+        return json.loads(done.stdout) if show == "json" and done.stdout.strip() else None
+
+    def status(self, vm_id: str) -> str:
+        with transport.connect(str(self.stack.socket_path), timeout_s=10) as client:
+            return str(client.call("VM.getStats", {"vmID": vm_id})[0]["status"])
+
+    def until(self, vm_id: str, wanted: str, deadline_s: float) -> None:
+        """Follows the VM's events until it is in the state `wanted`."""
+        with transport.connect(str(self.stack.socket_path), timeout_s=10) as client:
+            events = client.events(["vm"], timeout_s=deadline_s)
+            if self.status(vm_id) == wanted:
+                return
+            for event in events:
+                if event["subject"] == vm_id and event["data"].get("status") == wanted:
+                    print(f"event: VM {vm_id} is {wanted} ({event['data'].get('reason')})", flush=True)
+                    return
+        raise DemoFailed(f"VM {vm_id} did not become {wanted} within {deadline_s} s")
+
+    def console(self, vm_id: str, until: str, deadline_s: float) -> list[str]:
+        """Prints the guest's console as it grows until a line contains `until`; returns all lines."""
+        lines = []
+        for line in follow(self.stack.place.console / f"{vm_id}.log", deadline_s):
+            print(f"  | {line}", flush=True)
+            lines.append(line)
+            if until in line:
+                return lines
+        raise DemoFailed(f"the console of VM {vm_id} did not show {until!r} within {deadline_s} s")
+
+    # -- the story -----------------------------------------------------------------------------------------------
+
+    def live(self) -> None:
+        self.step("Format and connect a repository", self.repository)
+        disk = self.step("Import a Debian guest image", self.import_guest)
+        vm_id = ids.new()
+        first = self.step("Create a VM from it and watch it boot", lambda: self.boot(vm_id, "first", disk))
+        self.step("Pause and continue it", lambda: self.pause_and_continue(vm_id))
+        self.step("Stop it from within", lambda: self.stop(vm_id))
+        self.step("Snapshot its disk", lambda: self.call(
+            "Storage", "createSnapshot", "targetRepoId=main", f"baseVirtualDiskId={disk}", "userData.name=before-template"))
+        self.step("Copy its disk", lambda: self.call(
+            "Storage", "copyImage", "targetRepoId=main", f"imageId={disk}", wait=True))
+        template = self.step("Make a sysprepped template", lambda: self.template(vm_id))
+        second_id = ids.new()
+        second_disk = self.step("Create a disk from the template", lambda: self.from_template(template))
+        second = self.step("Boot a second VM from it", lambda: self.boot(second_id, "second", second_disk))
+        self.step("Compare the two guests", lambda: compare(first, second))
+        self.step("Stop the second VM", lambda: self.stop(second_id))
+        self.step("What the agent did", self.listings)
+        self.step("Clean up", lambda: self.clean_up([vm_id, second_id]))
+
+    def repository(self) -> None:
+        where = f"connectionParameters.path={self.stack.storage_dir}/main"
+        self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=1")
+        self.call("Storage", "connectStorageRepository", "repoId=main", "repoFormat=localfs-1.0", where)
+        self.call("Storage", "listStorageRepositories", show="table")
+
+    def import_guest(self) -> str:
+        source = Path(self.stack.import_dir) / "debian.raw"
+        subprocess.run(["cp", "--sparse=always", self.image.disk_path, str(source)], check=True)
+        source.chmod(0o644)
+        answer = self.call(
+            "Storage", "importImage", "targetRepoId=main", f"path={source}", "format=raw", "userData.name=debian", wait=True
+        )
+        source.unlink()
+        return str(answer["imageId"])
+
+    def boot(self, vm_id: str, name: str, disk: str) -> list[str]:
+        spec = {
+            "vmId": vm_id,
+            "name": name,
+            "memory": MEMORY_MIB,
+            "vcpus": 1,
+            "directKernel": {**self.boot_files(), "cmdline": "root=LABEL=root console=ttyS0 quiet"},
+            "disks": [{"imageId": disk, "repoId": "main"}],
+            "nics": [{"type": "user"}],
+            "consoleLog": True,
+            "agentChannel": True,
+        }
+        self.call("VM", "create", f"vmParams={json.dumps(spec)}")
+        lines = self.console(vm_id, LOGIN, BOOT_DEADLINE_S)
+        self.until(vm_id, "Up", BOOT_DEADLINE_S)
+        self.call("Host", "getVMList")
+        return [line for line in lines if IDENTITY_MARK in line]
+
+    def boot_files(self) -> dict[str, str]:
+        """The guest's kernel and initial ramdisk, where the agent lets VMs boot from."""
+        files = {"kernel": self.image.kernel_path, "initrd": self.image.initrd_path}
+        for name, path in files.items():
+            shutil.copyfile(path, self.stack.place.boot / name)
+        return {name: str(self.stack.place.boot / name) for name in files}
+
+    def pause_and_continue(self, vm_id: str) -> None:
+        self.call("VM", "pause", f"vmID={vm_id}")
+        self.call("VM", "cont", f"vmID={vm_id}")
+
+    def stop(self, vm_id: str) -> None:
+        self.call("VM", "shutdown", f"vmID={vm_id}")
+        self.until(vm_id, "Down", SHUTDOWN_DEADLINE_S)
+        self.call("VM", "destroy", f"vmID={vm_id}")
+
+    def template(self, vm_id: str) -> str:
+        answer = self.call("VM", "makeTemplate", f"vmID={vm_id}", "leaseRepoId=main", "userData.name=debian-template", wait=True)
+        return str(answer["images"][0]["imageId"])
+
+    def from_template(self, template: str) -> str:
+        answer = self.call(
+            "Storage", "createVirtualDisk", "targetRepoId=main", "size=0", f"baseSnapshotId={template}"
+        )
+        return str(answer["imageId"])
+
+    def listings(self) -> None:
+        self.call("Host", "getJobs", show="table")
+        self.call("Storage", "listImages", "repositoryId=main", show="table")
+
+    def clean_up(self, vm_ids: list[str]) -> None:
+        self.call("Host", "getVMList")
+        self.call("Storage", "disconnectStorageRepository", "repoId=main")
+
+    def table(self) -> str:
+        width = max(len(title) for title, _ in self.steps)
+        rows = [f"{title:<{width}}  {seconds:7.1f} s" for title, seconds in self.steps]
+        total = sum(seconds for _, seconds in self.steps)
+        return "\n".join([*rows, "-" * (width + 11), f"{'in all':<{width}}  {total:7.1f} s"])
+
+
+def follow(path: Path, deadline_s: float) -> Iterator[str]:
+    """Lines of a growing file, without their control characters, until the deadline."""
+    deadline = time.monotonic() + deadline_s
+    rest = b""
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    with path.open("rb") as source:
+        while time.monotonic() < deadline:
+            chunk = source.read()
+            if not chunk:
+                time.sleep(0.05)
+                continue
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (clean for line in lines if (clean := readable(line)))
+            if LOGIN.encode() in rest:
+                yield readable(rest)
+                rest = b""
+
+
+def readable(line: bytes) -> str:
+    text = line.decode(errors="replace")
+    return "".join(char for char in text if char.isprintable()).strip()
+
+
+def compare(first: list[str], second: list[str]) -> None:
+    """Shows both guests' identities side by side; every one of them must differ."""
+    for one, other in zip(first, second, strict=True):
+        name, _, before = one.partition(IDENTITY_MARK)[2].strip().partition("=")
+        after = other.partition("=")[2]
+        print(f"{name:<14} first VM {before}\n{'':<14} second   {after}")
+        if before == after:
+            raise DemoFailed(f"the second VM has the first one's {name}")
+
+
+def last_lines(path: Path, count: int = 30) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+
+
+def main() -> int:
+    started = time.monotonic()
+    print("Building the guest image (cached after the first time) ...", flush=True)
+    image = guestimage.build()
+    print(f"Guest image {image.disk_path}: {sizes.human(Path(image.disk_path).stat().st_size)}")
+    print("Starting a private stack: libvirtd, sanlock, supervdsmd, vdsmd ...", flush=True)
+    with standalone.Stack() as stack:
+        story = Story(stack, image)
+        story.steps.append(("Image and stack", time.monotonic() - started))
+        try:
+            story.live()
+        except (DemoFailed, transport.ClientError) as error:
+            print(f"\nThe demo failed: {error}\n{last_lines(stack.place.log('vdsmd'))}", file=sys.stderr)
+            return 1
+        stopping = time.monotonic()
+    story.steps.append(("Stop everything", time.monotonic() - stopping))
+    print(f"\n{story.table()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
