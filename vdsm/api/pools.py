@@ -1,0 +1,120 @@
+"""Threads for verbs that block: bounded, and one set for each repository, so that nothing queues behind storage."""
+
+import collections
+import threading
+from collections.abc import Callable
+
+from vdsm import errors, logs
+
+logger = logs.get("api.pools")
+
+Work = Callable[[], object]
+
+# Verbs that touch no repository: libvirt and the root helper, which answer in milliseconds unless they are sick.
+GENERAL_THREADS = 8
+GENERAL_QUEUE = 100
+# Calls of one repository that may wait for its threads. More would only find the callers' deadlines passed.
+REPOSITORY_QUEUE = 64
+# Repositories with a call under way at once, known or not: ids come from callers, so their number needs a limit.
+REPOSITORIES = 64
+# A thread without work ends after this long (seconds); the next call starts one in 0.1 ms.
+IDLE_S = 10.0
+
+
+class BoundedPool:
+    """At most `threads` daemon threads and `queue` waiting pieces of work. Threads start when needed."""
+
+    def __init__(self, name: str, threads: int, queue: int, idle_s: float = IDLE_S) -> None:
+        self.name = name
+        self._limit = threads
+        self._queue = queue
+        self._idle_s = idle_s
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Work] = collections.deque()
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+
+    @property
+    def unused(self) -> bool:
+        """No work, and no thread that could have some."""
+        return not self._threads and not self._waiting
+
+    def submit(self, work: Work) -> None:
+        """Runs `work` in one of the threads, now or later. Never blocks; raises `errors.Overloaded` when it is full."""
+        with self._changed:
+            served = self._idle > len(self._waiting)
+            grow = not served and self._threads < self._limit
+            if not served and not grow and len(self._waiting) >= self._queue:
+                raise errors.Overloaded(what=f"calls waiting in pool {self.name}", limit=self._queue)
+            if grow:
+                threading.Thread(target=self._serve, name=self.name, daemon=True).start()
+                self._threads += 1
+            self._waiting.append(work)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Lets the threads end once the work they have is done. Returns at once: work may hang."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        while (work := self._next()) is not None:
+            try:
+                work()
+            except BaseException:  # the pool's border: a thread outlives its work
+                logger.exception("work in pool %s", self.name)
+
+    def _next(self) -> Work | None:
+        """The next piece of work, or None when this thread shall end."""
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_s)
+            self._idle -= 1
+            if self._waiting:
+                return self._waiting.popleft()
+            self._threads -= 1
+            return None
+
+
+class Pools:
+    """The general pool and one for each repository. All methods may be called from any thread."""
+
+    def __init__(self, repository_threads: int) -> None:
+        self.general = BoundedPool("general", GENERAL_THREADS, GENERAL_QUEUE)
+        self._repository_threads = repository_threads
+        self._lock = threading.Lock()
+        self._repositories: dict[str, BoundedPool] = {}
+
+    def repository(self, repo_id: str) -> BoundedPool:
+        """The pool of a repository, made when it is first asked for. Raises `errors.Overloaded` beyond REPOSITORIES."""
+        with self._lock:
+            pool = self._repositories.get(repo_id)
+            if pool is None:
+                self._forget_unused()
+                pool = BoundedPool(f"repo {repo_id}", self._repository_threads, REPOSITORY_QUEUE)
+                self._repositories[repo_id] = pool
+            return pool
+
+    def drop(self, repo_id: str) -> None:
+        """Forgets a repository's pool: what runs there goes on or hangs alone, the next call gets fresh threads."""
+        with self._lock:
+            pool = self._repositories.pop(repo_id, None)
+        if pool is not None:
+            pool.close()
+
+    def close(self) -> None:
+        """Lets all threads end after their work, without waiting for them."""
+        with self._lock:
+            pools = [self.general, *self._repositories.values()]
+            self._repositories.clear()
+        for pool in pools:
+            pool.close()
+
+    def _forget_unused(self) -> None:
+        if len(self._repositories) < REPOSITORIES:
+            return
+        self._repositories = {name: pool for name, pool in self._repositories.items() if not pool.unused}
+        if len(self._repositories) >= REPOSITORIES:
+            raise errors.Overloaded(what="repositories with calls under way", limit=REPOSITORIES)
