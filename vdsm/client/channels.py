@@ -28,6 +28,7 @@ PATH = "/jsonrpc"
 # Far above any answer (statistics of thousands of VMs are a few MiB); a peer gone mad must not eat the memory.
 LARGEST_TEXT_BYTES = 256 << 20
 _LARGEST_HEAD_BYTES = 64 << 10
+_CHUNK_BYTES = 1 << 20
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -230,12 +231,17 @@ class Post:
             raise ConnectionError("nothing was sent")
         self._stream.settimeout(deadline)
         with self._connection.getresponse() as response:
-            text = bytearray()
-            while piece := response.read1(1 << 20):
+            text, length = bytearray(), response.length
+            while len(text) != length:
+                piece = response.read1(_CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length - len(text)))
+                if not piece:
+                    break
                 text += piece
                 if len(text) > LARGEST_TEXT_BYTES:
                     raise failures.BadAnswer(f"A body of over {LARGEST_TEXT_BYTES} bytes")
                 self._stream.settimeout(deadline)
+            if length is not None and len(text) < length:
+                raise ConnectionError("the body is cut short")
             return f"{response.status} {response.reason}", bytes(text)
 
     def for_events(self, deadline: float | None) -> Channel:

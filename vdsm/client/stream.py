@@ -51,7 +51,7 @@ class Stream:
         """Raises `NoAnswer` when it has passed."""
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise failures.NoAnswer("The agent did not answer in time")
+            raise failures.NoAnswer("The time for an answer is over")
         self.socket.settimeout(left)
 
     def close(self) -> None:
@@ -85,7 +85,8 @@ def open_tcp(host: str, port: int, timeout_s: float) -> Stream:
 def _not_connected(place: str, error: Exception) -> failures.ClientError:
     if isinstance(error, PermissionError):
         return failures.Denied(f"No permission to connect to {place}")
-    return failures.CannotConnect(f"Cannot connect to {place}: {reason(error)}")
+    why = "it does not accept in time" if isinstance(error, BlockingIOError) else reason(error)
+    return failures.CannotConnect(f"Cannot connect to {place}: {why}")
 
 
 def reason(error: Exception) -> str:
