@@ -36,6 +36,6 @@ class Helper:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(deadline - time.monotonic())
             link.connect(self._path)
-            with contextlib.suppress(BrokenPipeError):  # refused before it was read: the reply says why
+            with contextlib.suppress(ConnectionError):  # refused before it was read: the reply says why
                 frames.send(link, request, deadline)
             return frames.receive(link, frames.MAX_REPLY_BYTES, deadline)

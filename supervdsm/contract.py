@@ -205,6 +205,8 @@ def decode_reply(call: Call[R], data: bytes) -> R:
         document = _load(data)
         if document.keys() == {"result"} and isinstance(document["result"], dict):
             return _build_result(call.result_type, document["result"])  # type: ignore[no-any-return]
+        if document.keys() != {"error"}:
+            raise Refused("neither a result nor an error")
         error = document["error"]
         kind, reason = HelperError.by_kind[error["kind"]], str(error["reason"])
     except (Refused, LookupError, TypeError) as fault:

@@ -133,6 +133,7 @@ class Server:
     def _end(self) -> None:
         os.close(self._running)
         deadline = time.monotonic() + GRACE_S
+        self._reap()
         while self._sessions and (left := deadline - time.monotonic()) > 0:
             self._wait(left)
             self._reap()

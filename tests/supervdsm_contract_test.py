@@ -1,0 +1,191 @@
+"""The root helper's contract: what is a call, what is not."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+from supervdsm import contract, worker
+
+ROOT = Path(__file__).resolve().parent.parent
+# One sample of every call with its result: a new call without one fails `test_the_list_is_closed`.
+SAMPLES: list[tuple[contract.Call[Any], Any]] = [
+    (
+        contract.GetHardwareInfo(),
+        contract.HardwareInfo("ACME", "Box", None, "S1", "u", "F", reasons={"version": "product_version is empty"}),
+    ),
+    (contract.PrepareDirectory(path="/srv/a"), contract.PreparedDirectory(path="/srv/a", created=True)),
+]
+
+
+def test_the_list_is_closed() -> None:
+    sampled = [type(call) for call, _ in SAMPLES]
+    assert sampled == list(contract.Call.by_name.values())
+    assert set(sampled) == worker.ROOMS.keys()
+    assert [name for name in contract.Call.by_name] == ["GetHardwareInfo", "PrepareDirectory"]
+
+
+@pytest.mark.parametrize(("call", "result"), SAMPLES, ids=lambda value: type(value).__name__)
+def test_calls_and_results_travel_whole(call: contract.Call[Any], result: Any) -> None:
+    assert contract.decode_call(contract.encode_call(call)) == call
+    assert contract.decode_reply(call, contract.encode_result(call, result)) == result
+
+
+@pytest.mark.parametrize("kind", contract.Call.by_name.values(), ids=lambda kind: kind.__name__)
+def test_every_call_has_a_deadline_below_a_minute_and_says_what_it_does(kind: type[contract.Call[Any]]) -> None:
+    assert math.isfinite(kind.deadline_s)
+    assert 0 < kind.deadline_s <= 60
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", list(contract.HelperError.by_kind.values()), ids=lambda kind: kind.kind)
+def test_errors_come_back_as_the_same_class(kind: type[contract.HelperError]) -> None:
+    with pytest.raises(kind) as caught:
+        contract.decode_reply(contract.GetHardwareInfo(), contract.encode_error(kind("because")))
+    assert type(caught.value) is kind
+    assert caught.value.reason == "because"
+
+
+NOT_CALLS = {
+    "not UTF-8": (b'{"call": "\xff"}', "not strict JSON"),
+    "not JSON": (b"GetHardwareInfo", "not strict JSON"),
+    "nothing": (b"", "not strict JSON"),
+    "two documents": (b"{}{}", "not strict JSON"),
+    "NaN": (b'{"call": "GetHardwareInfo", "arguments": {"a": NaN}}', "not strict JSON"),
+    "infinite by size": (b'{"call": "GetHardwareInfo", "arguments": {"a": 1e999}}', "not strict JSON"),
+    "endless number": (b'{"call": "GetHardwareInfo", "arguments": {"a": ' + b"1" * 5000 + b"}}", "not strict JSON"),
+    "deep": (b"[" * 60000, "not strict JSON"),
+    "deep and closed": (b'{"call":' + b"[" * 30000 + b"]" * 30000 + b',"arguments":{}}', "not strict JSON"),
+    "member twice": (b'{"call": "PrepareDirectory", "call": "GetHardwareInfo", "arguments": {}}', "not strict JSON"),
+    "argument twice": (b'{"call": "PrepareDirectory", "arguments": {"path": "/a", "path": "/b"}}', "not strict JSON"),
+    "an array": (b"[]", "not a JSON object"),
+    "null": (b"null", "not a JSON object"),
+    "no arguments": (b'{"call": "GetHardwareInfo"}', "not a call: it has exactly the members call and arguments"),
+    "one member more": (b'{"call": "GetHardwareInfo", "arguments": {}, "id": 1}', "not a call: it has exactly the"),
+    "name is a number": (b'{"call": 1, "arguments": {}}', "not a call: call is a name and arguments are an object"),
+    "arguments in a list": (b'{"call": "PrepareDirectory", "arguments": ["/a"]}', "not a call: call is a name"),
+    "unknown call": (b'{"call": "Run", "arguments": {"argv": ["sh"]}}', "unknown call"),
+    "a class that is no call": (b'{"call": "Call", "arguments": {}}', "unknown call"),
+    "unknown field": (b'{"call": "GetHardwareInfo", "arguments": {"path": "/a"}}', "unknown field 'path'"),
+    "a class attribute": (b'{"call": "GetHardwareInfo", "arguments": {"deadline_s": 9}}', "unknown field 'deadline_s'"),
+    "missing field": (b'{"call": "PrepareDirectory", "arguments": {}}', "missing field 'path'"),
+    "null for a text": (b'{"call": "PrepareDirectory", "arguments": {"path": null}}', "path: str expected, not Non"),
+    "number for a text": (b'{"call": "PrepareDirectory", "arguments": {"path": 7}}', "path: str expected, not int"),
+    "list for a text": (b'{"call": "PrepareDirectory", "arguments": {"path": ["/a"]}}', "path: str expected, not lis"),
+    "lone surrogate": (b'{"call": "PrepareDirectory", "arguments": {"path": "/\\ud800"}}', "path must be an absolute"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), NOT_CALLS.values(), ids=NOT_CALLS.keys())
+def test_what_is_not_a_call_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(contract.Refused) as caught:
+        contract.decode_call(data)
+    assert caught.value.reason.startswith(reason)
+
+
+BAD_PATHS = ["", "/", "a", "a/b", "./a", "/a/", "//a", "/a//b", "/a/./b", "/a/..", "/../a", "/a\0b", "/a\nb", "/a\x7f"]
+
+
+@pytest.mark.parametrize("path", [*BAD_PATHS, "/\ud800", "/" + "a" * 4095, "/" + "\u00fc" * 2048], ids=ascii)
+def test_a_path_addresses_one_place(path: str) -> None:
+    with pytest.raises(contract.Refused, match="path must be an absolute path"):
+        contract.PrepareDirectory(path=path)
+
+
+@pytest.mark.parametrize("path", ["/a", "/a b/c", "/.a", "/a..", "/...", "/d\u00fcne", "/" + "a" * 4094], ids=ascii)
+def test_ordinary_paths_pass(path: str) -> None:
+    assert contract.PrepareDirectory(path=path).path == path
+
+
+NOT_REPLIES = [
+    b"",
+    b"[]",
+    b"{}",
+    b'{"result": 1}',
+    b'{"result": {"path": "/srv/a"}}',
+    b'{"result": {"path": "/srv/a", "created": 1}}',
+    b'{"result": {"path": "/srv/a", "created": true, "more": 1}}',
+    b'{"result": {"path": "/srv/a", "created": true}, "error": {"kind": "refused", "reason": "x"}, "x": 1}',
+    b'{"error": {"kind": "exec", "reason": "x"}}',
+    b'{"error": {"kind": ["refused"], "reason": "x"}}',
+    b'{"error": 1}',
+]
+
+
+@pytest.mark.parametrize("data", NOT_REPLIES, ids=repr)
+def test_an_odd_reply_is_a_failure(data: bytes) -> None:
+    with pytest.raises(contract.Failed, match="the reply is not of this contract"):
+        contract.decode_reply(SAMPLES[1][0], data)
+
+
+def test_a_room_that_gives_another_result_is_at_fault() -> None:
+    with pytest.raises(TypeError, match="GetHardwareInfo must give a HardwareInfo"):
+        contract.encode_result(contract.GetHardwareInfo(), SAMPLES[1][1])
+
+
+NAMES = strategies.sampled_from(["call", "arguments", "result", "error", "kind", "reason", "path", "created", "/a", ""])
+TEXTS = NAMES | strategies.sampled_from(list(contract.Call.by_name)) | strategies.text(max_size=5)
+DOCUMENTS = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | TEXTS,
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(NAMES | TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = strategies.dictionaries(TEXTS, DOCUMENTS, max_size=2)
+CALLS = strategies.fixed_dictionaries({"call": TEXTS, "arguments": ARGUMENTS})
+FRAMES = strategies.binary(max_size=64) | (DOCUMENTS | CALLS).map(lambda document: json.dumps(document).encode())
+
+
+@hypothesis.given(FRAMES)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_call_or_refused(data: bytes) -> None:
+    try:
+        call = contract.decode_call(data)
+    except contract.Refused as error:
+        assert error.reason.isprintable()
+        assert len(error.reason) < 300
+    else:
+        assert contract.decode_call(contract.encode_call(call)) == call
+
+
+@hypothesis.given(FRAMES, strategies.sampled_from([call for call, _ in SAMPLES]))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_result_or_an_error(data: bytes, call: contract.Call[Any]) -> None:
+    try:
+        result = contract.decode_reply(call, data)
+    except contract.HelperError:
+        return
+    assert type(result) is call.result_type
+
+
+def test_the_list_prints_itself() -> None:
+    command = [sys.executable, "-P", "-m", "supervdsm", "--list"]
+    printed = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in printed.splitlines() if line and not line.startswith(" ")] == [
+        "GetHardwareInfo",
+        "PrepareDirectory",
+    ]
+    assert "PrepareDirectory  (deadline 10 s)\n    Make a directory under a configured one" in printed
+    assert "argument  path: str, an absolute path without" in printed
+    assert "result    manufacturer: str | None\n" in printed
+    assert "result    reasons: dict[str, str]\n" in printed
+
+
+def test_the_helper_runs_on_the_standard_library_alone() -> None:
+    names = sorted(path.stem for path in (ROOT / "supervdsm").glob("[!_]*.py"))
+    program = f"""
+import importlib, sys
+sys.path.append({str(ROOT)!r})
+before = set(sys.modules)
+for name in {[*names, "__main__"]}:
+    importlib.import_module("supervdsm." + name)
+roots = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(roots - set(sys.stdlib_module_names) - {{"supervdsm"}}))
+"""
+    command = ["/usr/bin/python3", "-I", "-S", "-c", program]  # neither site packages nor the agent's environment
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

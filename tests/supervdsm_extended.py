@@ -1,0 +1,70 @@
+"""A root helper that has, besides the real calls, some that misbehave. Started by tests with limits as JSON:
+
+{"hang_s": deadline of Hang, "prepare_s": deadline of PrepareDirectory, "server": {...}, "session": {...}}: limits that
+are sized for production would make tests wait for many seconds.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from supervdsm import __main__ as program
+from supervdsm import contract, server, session, settings, worker
+
+limits: dict[str, Any] = json.loads(sys.argv.pop(1))
+for module in (server, session):
+    for name, value in limits.get(module.__name__.removeprefix("supervdsm."), {}).items():
+        assert hasattr(module, name)
+        setattr(module, name, value)
+contract.PrepareDirectory.deadline_s = limits.get("prepare_s", contract.PrepareDirectory.deadline_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    done: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Hang(contract.Call[Nothing], deadline_s=limits.get("hang_s", 0.5)):
+    """Writes the ids of its process and of a program it started into a file, and never ends."""
+
+    pid_file: contract.AbsolutePath
+
+
+@dataclasses.dataclass(frozen=True)
+class Fail(contract.Call[Nothing], deadline_s=5):
+    """Fails in one of several ways."""
+
+    how: str
+
+
+def hang(call: Hang, context: settings.Settings) -> Nothing:
+    child = subprocess.Popen(["sleep", "600"])
+    path = pathlib.Path(call.pid_file)
+    path.with_suffix(".new").write_text(f"{os.getpid()} {child.pid}")
+    path.with_suffix(".new").rename(path)
+    while True:
+        signal.pause()
+
+
+def fail(call: Fail, context: settings.Settings) -> Any:
+    match call.how:
+        case "fault":
+            raise RuntimeError("the secret of the inside")
+        case "os":
+            raise PermissionError(13, "Permission denied")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "shape":
+            return {"done": True}
+        case "member":
+            return Nothing(done="yes")  # type: ignore[arg-type]
+
+
+worker.ROOMS |= {Hang: hang, Fail: fail}
+sys.exit(program.main())
