@@ -148,7 +148,7 @@ class Hypervisor:
     def stop(self) -> None:
         """Closes the connection. Domains run on."""
         self._stopping = True
-        self._keeper.stop()
+        self._keeper.stop(KEEPALIVE_INTERVAL_S)
         self._close()
         _loop.release()
 

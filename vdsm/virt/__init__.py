@@ -1,0 +1,166 @@
+"""Virtual machines of this host. `Machines` is the door: the api and main use nothing else of this room.
+
+Threads: one keeps the connection to libvirt, one handles its events, one compares the table with libvirt, one samples
+statistics; launches have a bounded pool of their own. All verbs are plain blocking calls from any thread.
+"""
+
+from typing import Any
+
+from vdsm import config, errors, events, hypervisor, logs, periodic
+from vdsm.virt import domainevents, domaintype, endings, launch, plans, power, sampling, spec, states, table, vmrecord
+
+_log = logs.get("virt")
+
+# How long the agent's end waits for calls to a libvirt that hangs.
+STOP_GRACE_S = 5.0
+
+
+class Machines:
+    """All VMs of this host. `jobs` is what VM jobs are registered with."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        event_log: events.EventLog,
+        libvirt: hypervisor.Hypervisor,
+        storage: plans.Storage,
+        jobs: Any,
+    ) -> None:
+        self._settings = settings
+        self._libvirt = libvirt
+        self._jobs = jobs
+        self._domain_type = domaintype.DomainType(settings.virt.emulator, settings.virt.domain_type)
+        self._table = table.Table(
+            libvirt,
+            lambda vm_id, params: event_log.publish("vm", vm_id, params),
+            settings.sanlock.max_registrations,
+        )
+        self._records = vmrecord.VmRecords(storage, settings.host.name)
+        self._ends = endings.Endings(self._table, self._records)
+        self._launcher = launch.Launcher(settings, libvirt, storage, self._records, self._ends, self._domain_type)
+        self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher)
+        self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, self.reconcile)
+        self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s)
+        self._reconciler = periodic.Periodic("vm comparison", settings.virt.reconcile_s, self._reconcile_if_connected)
+        storage.set_holder_lookup(self._table.holder)
+
+    def start(self) -> None:
+        """Connects to libvirt in the background and finds the VMs that run. Starts nothing and ends nothing."""
+        self._watcher.start()
+        self._libvirt.start(self._watcher.on_domain, self._watcher.on_connection)
+        self._reconciler.start()
+        self._sampler.start()
+
+    def stop(self) -> None:
+        """Lets go of all VMs; they run on, and the next agent finds them."""
+        self._launcher.stop()
+        self._sampler.stop()
+        self._reconciler.stop(STOP_GRACE_S)
+        self._libvirt.stop()
+        self._watcher.stop()
+        self._records.stop()
+
+    # -- verbs --------------------------------------------------------------------------------------------------------
+
+    def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Reserves the id of a new VM and launches it behind the answer, which says WaitForLaunch.
+
+        `wanted` is a VmSpec in snake_case. A launch that fails leaves the VM Down, with the reason, until it is
+        destroyed. Raises `InvalidParameters`, `PathNotAllowed`, `VmExists`, `Overloaded`, `HypervisorUnavailable`.
+        """
+        parsed = spec.VmSpec.parse(wanted)
+        launch.boot_files(parsed, self._settings.virt.boot_dirs)
+        reserved = self._table.reserve(parsed)
+        info = reserved.info()
+        self._launcher.launch(reserved)
+        return info
+
+    def destroy(self, vm_id: str) -> None:
+        """Ends the VM and forgets it; of a Down one, forgets it."""
+        self._power.destroy(vm_id)
+
+    def pause(self, vm_id: str) -> dict[str, Any]:
+        return self._power.pause(vm_id).info()
+
+    def cont(self, vm_id: str) -> dict[str, Any]:
+        """Raises `VmLeaseMismatch` when QEMU does not hold the VM's leases; then it stays paused."""
+        return self._power.cont(vm_id).info()
+
+    def reset(self, vm_id: str) -> dict[str, Any]:
+        return self._power.reset(vm_id).info()
+
+    def shutdown(
+        self,
+        vm_id: str,
+        *,
+        delay_s: float = 0.0,
+        message: str = "",
+        reboot: bool = False,
+        timeout_s: float = power.SHUTDOWN_TIMEOUT_S,
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Asks the guest, after `delay_s`, to power off or reboot: its agent, then ACPI, each for `timeout_s`.
+
+        Returns at once. A guest that listens to neither is ended or reset with `force`, otherwise it stays up.
+        """
+        return self._power.shutdown(
+            vm_id, delay_s=delay_s, message=message, reboot=reboot, timeout_s=timeout_s, force=force
+        ).info()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def get_info(self, vm_id: str) -> dict[str, Any]:
+        """What is known of one VM: `vm.Vm.info`, and the path of its console log."""
+        found = self._table.get(vm_id)
+        log = launch.console_path(self._settings, found.id) if found.spec.console_log else None
+        return {**found.info(), "console_log": str(log) if log is not None else None}
+
+    def get_stats(self, vm_id: str) -> bytes:
+        """One VM's statistics, a JSON object in the wire's words."""
+        return self._table.get(vm_id).stats
+
+    def all_stats_bytes(self) -> bytes:
+        """The statistics of all VMs, a JSON array: each as it was encoded when sampled, or when its state changed."""
+        return b"[" + b",".join(known.stats for known in self._table.all()) + b"]"
+
+    def list(self) -> list[dict[str, Any]]:
+        """All VMs, as `vm.Vm.info`; domains of others with "foreign" true and no more than id, name and status."""
+        ours = [known.info() for known in self._table.all()]
+        others = [
+            {"vm_id": vm_id, "name": other.name, "status": other.status, "foreign": True}
+            for vm_id, other in self._table.foreign().items()
+        ]
+        return ours + others
+
+    def holder(self, image_id: str) -> str | None:
+        """Which VM uses the image, in words."""
+        return self._table.holder(image_id)
+
+    # -- comparing ----------------------------------------------------------------------------------------------------
+
+    def reconcile(self) -> None:
+        """Makes the table agree with libvirt and sanlock, now. Raises `HypervisorUnavailable`."""
+        self._table.compare(found=self._found, gone=self._ends.gone)
+        for known in self._table.all():
+            if not known.launching and known.state in states.RUNNING:
+                self._check_leases(known)
+        self._records.retry(self._table.all())
+
+    def _reconcile_if_connected(self) -> None:
+        if self._libvirt.connected:
+            self.reconcile()
+
+    def _found(self, known: Any) -> None:
+        _log.info("found VM %s (%s): %s", known.id, known.spec.name, known.state)
+        if known.launching:
+            self._launcher.finish(known)
+
+    def _check_leases(self, known: Any) -> None:
+        """A QEMU that runs without its leases is a second writer as soon as another host takes them."""
+        try:
+            missing = known.missing_leases()
+        except errors.LeaseDaemonDown as error:
+            _log.warning("cannot tell whether VM %s holds its leases: %s", known.id, error)
+            return
+        if missing and self._table.observe(known) and known.find_pid() is not None:
+            self._power.kill(known, f"it ran without its leases: {', '.join(missing)}")

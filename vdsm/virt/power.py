@@ -1,0 +1,111 @@
+"""The verbs that stop, start and end guests. All block while libvirt works, and follow its view when they return."""
+
+import contextlib
+
+from vdsm import errors, hypervisor, logs
+from vdsm.virt import endings, guestagent, launch, states, table, vm, vmrecord
+from vdsm.virt.states import ExitReason, State
+
+_log = logs.get("virt.power")
+
+# A launch ends by itself at its next step; the longest one is the launcher's wait for leases.
+LAUNCH_GRACE_S = 60.0
+SHUTDOWN_TIMEOUT_S = 60.0
+
+
+class Power:
+    def __init__(
+        self,
+        libvirt: hypervisor.Hypervisor,
+        vms: table.Table,
+        ends: endings.Endings,
+        records: vmrecord.VmRecords,
+        launcher: launch.Launcher,
+    ) -> None:
+        self._libvirt = libvirt
+        self._vms = vms
+        self._ends = ends
+        self._records = records
+        self._launcher = launcher
+
+    def pause(self, vm_id: str) -> vm.Vm:
+        """Stops the guest's CPUs. The VM keeps its leases."""
+        known = self._vms.get(vm_id)
+        known.require("pause", states.RUNNING)
+        self._libvirt.suspend(known.id)
+        self._ends.settle(known, "paused on request")
+        return known
+
+    def cont(self, vm_id: str) -> vm.Vm:
+        """Lets the guest run on. Raises `VmLeaseMismatch`: then it stays paused."""
+        known = self._vms.get(vm_id)
+        known.require("cont", {State.PAUSED})
+        known.check_leases()
+        known.pause_code = None
+        self._libvirt.resume(known.id)
+        self._ends.settle(known, "continued on request")
+        return known
+
+    def reset(self, vm_id: str) -> vm.Vm:
+        """The guest boots from its firmware again, unasked."""
+        known = self._vms.get(vm_id)
+        known.require("reset", states.RUNNING)
+        self._libvirt.reset(known.id)
+        with known.lock:
+            known.boots()
+            if known.state in states.RUNNING:
+                known.move(known.running_state(), "reset on request")
+        return known
+
+    def shutdown(
+        self,
+        vm_id: str,
+        *,
+        delay_s: float = 0.0,
+        message: str = "",
+        reboot: bool = False,
+        timeout_s: float = SHUTDOWN_TIMEOUT_S,
+        force: bool = False,
+    ) -> vm.Vm:
+        """Asks the guest to power off or to reboot, and returns; see `guestagent`."""
+        known = self._vms.get(vm_id)
+        known.require("shutdown", states.RUNNING)
+        request = guestagent.Request(
+            self._libvirt, known, reboot=reboot, delay_s=delay_s, timeout_s=timeout_s, force=force, message=message
+        )
+        request.start()
+        return known
+
+    def destroy(self, vm_id: str) -> None:
+        """Ends the VM, whatever it does, and forgets it. Its leases are free at return.
+
+        Raises `HypervisorUnavailable`; then nothing was changed.
+        """
+        known = self._vms.get(vm_id)
+        if not self._libvirt.connected:
+            raise errors.HypervisorUnavailable(reason="VMs cannot be destroyed now")
+        known.asked = states.Ending(0, ExitReason.ADMIN_SHUTDOWN, "destroyed on request")
+        if known.launching:
+            self._launcher.give_up(known, LAUNCH_GRACE_S)
+        self._end_domain(known)
+        self._ends.end(known, known.asked)
+        try:
+            self._records.flush(known)
+        except errors.VdsmError as error:
+            _log.warning("VM %s: its record does not say how it ended: %s", known.id, error)
+        self._vms.forget(known)
+
+    def kill(self, known: vm.Vm, reason: str) -> None:
+        """Ends QEMU for a reason of this host's own; the VM stays listed, Down."""
+        _log.error("VM %s is killed: %s", known.id, reason)
+        known.asked = states.Ending(1, ExitReason.GENERIC_ERROR, reason)
+        self._end_domain(known)
+        self._ends.end(known, known.asked)
+
+    def _end_domain(self, known: vm.Vm) -> None:
+        if known.state == State.DOWN:
+            return
+        if isinstance(known.shutdown, guestagent.Request):
+            known.shutdown.cancel()
+        with contextlib.suppress(errors.NoSuchVm):
+            self._libvirt.destroy(known.id)

@@ -1,0 +1,173 @@
+"""Statistics of the VMs: libvirt is asked in bulk, each VM's document is encoded once per sample.
+
+libvirt answers one domain after the other, each with round trips to its QEMU, so a sample is taken in parallel chunks.
+A QEMU that hangs blocks one chunk's call for as long as it hangs; the others of its chunk are back in the next sample,
+since libvirt then leaves the busy one's monitor alone. The names are upstream VDSM's where the meaning is the same;
+values are numbers.
+"""
+
+import threading
+import time
+from typing import Any
+
+from vdsm import errors, hypervisor, logs, periodic
+from vdsm.virt import domxml, table, vm
+from vdsm.virt.states import State
+
+_log = logs.get("virt.sampling")
+
+# Chunks asked for at once, and the largest one: libvirt's answer is unpacked with Python's lock held.
+PARALLEL = 4
+MAX_CHUNK = 250
+# Calls that hang at once, each on a QEMU that does not answer, before sampling stops.
+MAX_STUCK = 16
+
+STOP_GRACE_S = 5.0
+
+Fields = dict[str, Any]
+
+
+class Sampler:
+    def __init__(self, libvirt: hypervisor.Hypervisor, vms: table.Table, interval_s: float) -> None:
+        self._libvirt = libvirt
+        self._vms = vms
+        self._interval_s = interval_s
+        self._before: dict[str, tuple[float, Fields]] = {}
+        self._calls: list[threading.Thread] = []
+        self._periodic = periodic.Periodic("vm statistics", interval_s, self.sample)
+
+    def start(self) -> None:
+        self._periodic.start()
+
+    def stop(self) -> None:
+        self._periodic.stop(STOP_GRACE_S)
+
+    def sample(self) -> None:
+        """One sample of all VMs. Returns when it is complete, but not later than the next one is due."""
+        for known in self._vms.all():
+            _grow_up(known)
+        if not self._libvirt.connected:
+            return
+        self._calls = [call for call in self._calls if call.is_alive()]
+        if len(self._calls) >= MAX_STUCK:
+            _log.error("%s calls for statistics hang; QEMUs do not answer", len(self._calls))
+            return
+        handles = self._libvirt.active()
+        size = max(1, min(MAX_CHUNK, -(-len(handles) // PARALLEL)))
+        chunks = [handles[at : at + size] for at in range(0, len(handles), size)]
+        lanes = [chunks[lane::PARALLEL] for lane in range(min(PARALLEL, len(chunks)))]
+        calls = [threading.Thread(target=self._take, args=(lane,), name="vm sample", daemon=True) for lane in lanes]
+        self._calls += calls
+        deadline = time.monotonic() + self._interval_s
+        for call in calls:
+            call.start()
+        for call in calls:
+            call.join(max(0.0, deadline - time.monotonic()))
+        alive = {known.id for known in self._vms.all()}
+        self._before = {vm_id: before for vm_id, before in self._before.items() if vm_id in alive}
+
+    def _take(self, chunks: list[list[Any]]) -> None:
+        for chunk in chunks:
+            try:
+                found = self._libvirt.stats(chunk, hypervisor.ALL_GROUPS)
+            except errors.VdsmError as error:
+                _log.warning("no statistics: %s", error)
+                return
+            now = time.time()
+            for vm_id, fields in found.items():
+                known = self._vms.find(vm_id)
+                if known is not None:
+                    before = self._before.get(vm_id)
+                    known.sampled(document(known, fields, now, before))
+                    self._before[vm_id] = (now, fields)
+
+
+def _grow_up(known: vm.Vm) -> None:
+    """A guest whose agent never came is up after a while."""
+    with known.lock:
+        if known.state == State.POWERING_UP and known.running_state() == State.UP:
+            known.move(State.UP, "no guest agent has shown up")
+
+
+def document(known: vm.Vm, fields: Fields, now: float, before: tuple[float, Fields] | None) -> dict[str, Any]:
+    """libvirt's flat fields as a part of the VM's statistics. Rates are over the time since `before`."""
+    seconds = now - before[0] if before is not None else 0.0
+    rate = _Rates(fields, before[1] if before is not None else {}, seconds)
+    return {
+        "sampleTime": now,
+        # Percent of one host CPU.
+        "cpuUser": rate.percent("cpu.user"),
+        "cpuSys": rate.percent("cpu.system"),
+        "cpuUsage": fields.get("cpu.time"),  # ns since the start
+        **_memory(known, fields),
+        "disks": _disks(known, fields, rate),
+        "network": {
+            f"net{at}": {"macAddr": mac, "model": known.spec.nics[at].model}
+            for at, mac in enumerate(domxml.macs(known.spec))
+        },
+    }
+
+
+class _Rates:
+    def __init__(self, fields: Fields, before: Fields, seconds: float) -> None:
+        self._fields = fields
+        self._before = before
+        self._seconds = seconds
+
+    def per_second(self, name: str) -> float:
+        """The counter's growth per second; 0 when there is nothing to compare with."""
+        now, before = self._fields.get(name), self._before.get(name)
+        if now is None or before is None or now < before or self._seconds <= 0:
+            return 0.0
+        return float(now - before) / self._seconds
+
+    def percent(self, name: str) -> float:
+        """The growth of a counter of nanoseconds, in percent of the time passed."""
+        return round(self.per_second(name) / 1e7, 2)
+
+    def mean(self, total: str, count: str) -> int:
+        """The mean of what was added to `total` per addition to `count`."""
+        added = self.per_second(count)
+        return int(self.per_second(total) / added) if added else 0
+
+
+def _memory(known: vm.Vm, fields: Fields) -> dict[str, Any]:
+    """Sizes in KiB. What the guest uses is known only to a guest with a balloon driver."""
+    total, unused = fields.get("balloon.available"), fields.get("balloon.unused")
+    guest = {"mem_total": total, "mem_free": unused, "mem_unused": unused} if total else {}
+    return {
+        "memUsage": round(100 * (total - unused) / total) if total and unused is not None else None,
+        "memoryStats": guest,
+        "balloonInfo": {
+            "balloon_cur": fields.get("balloon.current"),
+            "balloon_max": fields.get("balloon.maximum", known.spec.memory_mib << 10),
+        },
+    }
+
+
+def _disks(known: vm.Vm, fields: Fields, rate: _Rates) -> dict[str, dict[str, Any]]:
+    images = dict(zip(domxml.targets(known.spec), (disk.image_id for disk in known.spec.disks), strict=True))
+    found = {}
+    for at in range(fields.get("block.count", 0)):
+        name = fields.get(f"block.{at}.name")
+        if name in images and f"block.{at}.backingIndex" not in fields:
+            found[name] = {"imageID": images[name], **_disk(f"block.{at}", fields, rate)}
+    return found
+
+
+def _disk(prefix: str, fields: Fields, rate: _Rates) -> dict[str, Any]:
+    return {
+        "truesize": fields.get(f"{prefix}.allocation"),
+        "apparentsize": fields.get(f"{prefix}.physical"),
+        "capacity": fields.get(f"{prefix}.capacity"),
+        "readBytes": fields.get(f"{prefix}.rd.bytes"),
+        "writtenBytes": fields.get(f"{prefix}.wr.bytes"),
+        "readOps": fields.get(f"{prefix}.rd.reqs"),
+        "writeOps": fields.get(f"{prefix}.wr.reqs"),
+        "readRate": round(rate.per_second(f"{prefix}.rd.bytes"), 1),
+        "writeRate": round(rate.per_second(f"{prefix}.wr.bytes"), 1),
+        # ns for each operation since the last sample
+        "readLatency": rate.mean(f"{prefix}.rd.times", f"{prefix}.rd.reqs"),
+        "writeLatency": rate.mean(f"{prefix}.wr.times", f"{prefix}.wr.reqs"),
+        "flushLatency": rate.mean(f"{prefix}.fl.times", f"{prefix}.fl.reqs"),
+    }

@@ -1,0 +1,227 @@
+"""One VM of this host: what it shall be, how it is, and why.
+
+What is held here is a cache of libvirt's truth. Readers need no lock, since every attribute is replaced as a whole;
+whoever changes the state holds `lock`.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from vdsm import errors, hypervisor, leases, logs
+from vdsm.virt import domxml, spec, states
+from vdsm.virt.states import State
+
+_log = logs.get("virt.vm")
+
+# A guest whose agent does not show up within this is taken to be up: it has none.
+AGENT_GRACE_S = 60.0
+
+Publish = Callable[[str, dict[str, Any]], object]
+"""Takes a VM's id and what happened to it."""
+
+
+class Vm:
+    def __init__(self, wanted: spec.VmSpec, created: float, publish: Publish, condition: states.Condition) -> None:
+        self.id = wanted.vm_id
+        self.spec = wanted
+        self.created = created
+        self.condition = condition
+        self.lock = threading.RLock()
+        self._publish = publish
+
+        # What its QEMU must hold, and the persistent name of the repository with its own lease and record.
+        self.leases: tuple[leases.Lease, ...] = ()
+        self.lease_repo: str | None = None
+        # Its disks as records name them: [{"repo": persistent name, "image_id"}].
+        self.disks: tuple[dict[str, str], ...] = ()
+        # Its record speaks of this run; changes that it still lacks.
+        self.recorded = False
+        self.record_due: dict[str, Any] = {}
+        self.record_lock = threading.Lock()
+
+        # A launch owns the VM until it is done: events and comparisons leave it alone.
+        self.launch_done = threading.Event()
+        self.given_up = threading.Event()  # the launch shall stop at its next step
+
+        self.pid: int | None = None
+        self.booted = created
+        self.agent_connected = False
+        self.vnc_port: int | None = None
+        self.pause_code: str | None = None
+        self.guest_ended = False
+
+        # What this agent was asked to do to it, should it end now; how it ended, and the error of a failed start.
+        self.asked: states.Ending | None = None
+        self.ending: states.Ending | None = None
+        self.error: errors.VdsmError | None = None
+        # Set when the guest ended or began to boot again: whoever asked it to waits for this.
+        self.turned = threading.Event()
+        self.shutdown: object | None = None
+
+        self._sampled: dict[str, Any] = {}
+        self.stats = b""
+        self._encode()
+
+    @property
+    def state(self) -> State:
+        return self.condition.state
+
+    @property
+    def launching(self) -> bool:
+        return not self.launch_done.is_set()
+
+    # -- moving -------------------------------------------------------------------------------------------------------
+
+    def move(self, state: State, reason: str) -> bool:
+        """Goes to `state`, and publishes it; False when it is there already. Raises ValueError on a forbidden move."""
+        with self.lock:
+            before = self.condition.state
+            if state == before:
+                return False
+            if state not in states.MOVES[before]:
+                raise ValueError(f"VM {self.id} cannot go from {before} to {state} ({reason})")
+            self.condition = states.Condition(state, reason, time.time())
+            self._encode()
+            _log.info("VM %s: %s, was %s: %s", self.id, state, before, reason)
+            self._publish(self.id, {"status": state, "previous": before, "reason": reason, **self._exit()})
+            return True
+
+    def end(self, ending: states.Ending, error: errors.VdsmError | None = None) -> bool:
+        """Goes Down; False when it is Down already, which is final."""
+        with self.lock:
+            if self.state == State.DOWN:
+                return False
+            self.ending, self.error, self.pid = ending, error, None
+            self.move(State.DOWN, ending.message)
+        self.turned.set()
+        return True
+
+    def require(self, verb: str, allowed: frozenset[State] | set[State]) -> None:
+        """Raises `VmWrongState` unless the VM is in one of the states."""
+        if self.state not in allowed:
+            needed = " or ".join(state for state in State if state in allowed)
+            raise errors.VmWrongState(
+                state=self.condition.reason, vm_id=self.id, status=self.state, verb=verb, needed=needed
+            )
+
+    def apply(self, domain: hypervisor.DomainState, reason: str = "") -> None:
+        """Follows libvirt's view. The caller holds `lock`, asked libvirt under it, and the domain is there."""
+        wanted = follow(self.state, domain.state, self.running_state())
+        self.move(wanted, reason or f"libvirt says {domain.state} ({domain.reason})")
+
+    def running_state(self) -> State:
+        """Up, or PoweringUp while the guest agent may still show up."""
+        waits = self.spec.agent_channel and not self.agent_connected and time.time() - self.booted < AGENT_GRACE_S
+        return State.POWERING_UP if waits else State.UP
+
+    def boots(self) -> None:
+        """The guest starts from its firmware now."""
+        self.booted = time.time()
+        self.agent_connected = False
+        self.turned.set()
+
+    def learn(self, live: domxml.Live) -> None:
+        """Takes over what only the running domain tells."""
+        self.agent_connected = live.agent_connected
+        self.vnc_port = live.vnc_port
+        self._encode()
+
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    def find_pid(self) -> int | None:
+        """The pid of its QEMU, None when there is none."""
+        if self.pid is None or not hypervisor.runs(self.pid, self.id):
+            self.pid = hypervisor.qemu_pid(self.id)
+        return self.pid
+
+    def missing_leases(self) -> list[str]:
+        """Names of the leases that its QEMU should hold and does not. Raises `LeaseDaemonDown`."""
+        if not self.leases:
+            return []
+        pid = self.find_pid()
+        held = set() if pid is None else leases.held_by(pid)
+        return [lease.name for lease in self.leases if (lease.lockspace, lease.name, lease.shared) not in held]
+
+    def check_leases(self) -> None:
+        """Must pass before any resume. Raises `VmLeaseMismatch`, `LeaseDaemonDown`."""
+        missing = self.missing_leases()
+        if missing:
+            raise errors.VmLeaseMismatch(state=self.state, vm_id=self.id, missing=", ".join(missing))
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def metadata(self, *, launched: bool) -> domxml.Metadata:
+        return domxml.Metadata(self.spec, self.lease_repo, self.disks, self.leases, self.created, launched)
+
+    def info(self) -> dict[str, Any]:
+        """All that is known of it: plain data, snake_case; times in seconds since 1970."""
+        condition = self.condition
+        return {
+            "vm_id": self.id,
+            "name": self.spec.name,
+            "status": condition.state,
+            "reason": condition.reason,
+            "status_since": condition.since,
+            "created": self.created,
+            "foreign": False,
+            "pid": self.pid,
+            "vnc_port": self.vnc_port,
+            "agent_connected": self.agent_connected,
+            "pause_code": self.pause_code,
+            "spec": self.spec.to_dict(),
+            **self._exit(),
+            "error": self.error.to_wire() if self.error is not None else None,
+        }
+
+    def _exit(self) -> dict[str, Any]:
+        if self.ending is None:
+            return {}
+        return {
+            "exit_code": self.ending.code,
+            "exit_reason": int(self.ending.reason),
+            "exit_message": self.ending.message,
+        }
+
+    def sampled(self, fields: dict[str, Any]) -> None:
+        """Takes over what the sampler found, in the wire's words."""
+        self._sampled = fields
+        self._encode()
+
+    def _encode(self) -> None:
+        """The VM's statistics document, ready for the wire: encoded once, joined into every bulk answer."""
+        condition, ending = self.condition, self.ending
+        document = {
+            "vmId": self.id,
+            "vmName": self.spec.name,
+            "status": condition.state,
+            "statusTime": condition.since,
+            "elapsedTime": int(max(0.0, time.time() - self.created)),
+            "vcpuCount": self.spec.vcpus,
+            "pauseCode": self.pause_code,
+            "displayInfo": self._display(),
+        }
+        if ending is not None:
+            document |= {"exitCode": ending.code, "exitReason": int(ending.reason), "exitMessage": ending.message}
+        else:
+            document |= self._sampled
+        self.stats = orjson.dumps(document)
+
+    def _display(self) -> list[dict[str, Any]]:
+        if self.spec.vnc is None or self.vnc_port is None:
+            return []
+        return [{"type": "vnc", "ipAddress": self.spec.vnc.listen, "port": self.vnc_port}]
+
+
+def follow(state: State, domain: str, running: State) -> State:
+    """The state of a VM whose domain is as libvirt says; `running` is what a running guest is now."""
+    if domain == "running":
+        turns = state in (State.POWERING_UP, State.PAUSED, State.UNKNOWN, State.WAIT_FOR_LAUNCH)
+        return running if turns or state in (State.RESTORING_STATE, State.MIGRATION_DESTINATION) else state
+    wanted = {"paused": State.PAUSED, "pmsuspended": State.PAUSED, "shutdown": State.POWERING_DOWN}.get(domain, state)
+    # States in which libvirt pauses a guest for its own ends go their own way.
+    busy = state in (State.SAVING_STATE, State.MIGRATION_SOURCE, State.RESTORING_STATE, State.MIGRATION_DESTINATION)
+    return state if busy or wanted not in states.MOVES[state] else wanted
