@@ -64,6 +64,22 @@ def connect_repository(stack: standalone.Stack, repo_id: str) -> str:
     return repo_id
 
 
+def reconnect_repository(stack: standalone.Stack, repo_id: str) -> None:
+    """After a restart of the agent: what is connected is transient."""
+    parameters = {"path": str(stack.storage_dir / repo_id)}
+    with transport.connect(str(stack.socket_path)) as client:
+        client.call(
+            "Storage.connectStorageRepository",
+            {"repoId": repo_id, "repoFormat": "localfs-1.0", "connectionParameters": parameters},
+        )
+        until(lambda: repository(client, repo_id)["state"] == "joined", JOIN_S)
+
+
+def end_domain(stack: standalone.Stack, vm_id: str) -> None:
+    """Ends the VM behind the agent's back."""
+    subprocess.run(["virsh", "-c", stack.place.libvirt_uri, "destroy", vm_id], check=True, capture_output=True)
+
+
 def repository(client: transport.Client, repo_id: str) -> dict[str, Any]:
     found = client.call("Storage.listStorageRepositories")
     return next(known for known in found if known["repoId"] == repo_id)
