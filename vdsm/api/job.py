@@ -75,7 +75,7 @@ class Job:
         """Answers when the job has ended, or with its present state when `timeout` is over."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        stop = self._jobs.when_ended(params.job_id, lambda: loop.call_soon_threadsafe(ended.set))
+        stop = self._jobs.on_end(params.job_id, lambda info: loop.call_soon_threadsafe(ended.set))
         try:
             async with asyncio.timeout(params.timeout):
                 await ended.wait()
@@ -83,4 +83,4 @@ class Job:
             pass
         finally:
             stop()
-        return JobInfo(**self._jobs.get(params.job_id).info())
+        return JobInfo(**self._jobs.get(params.job_id))

@@ -67,15 +67,15 @@ class Story:
 
     def until(self, vm_id: str, wanted: str, deadline_s: float) -> None:
         """Follows the VM's events until it is in the state `wanted`."""
+        deadline = time.monotonic() + deadline_s
         with transport.connect(str(self.stack.socket_path), timeout_s=10) as client:
-            events = client.events(["vm"], timeout_s=deadline_s)
-            if self.status(vm_id) == wanted:
-                return
-            for event in events:
-                if event["subject"] == vm_id and event["data"].get("status") == wanted:
-                    print(f"event: VM {vm_id} is {wanted} ({event['data'].get('reason')})", flush=True)
-                    return
-        raise DemoFailed(f"VM {vm_id} did not become {wanted} within {deadline_s} s")
+            client.subscribe(["vm"])
+            while self.status(vm_id) != wanted:
+                event = client.next_event(deadline - time.monotonic())
+                if event is None:
+                    raise DemoFailed(f"VM {vm_id} did not become {wanted} within {deadline_s} s")
+                if event["subject"] == vm_id:
+                    print(f"event: VM {vm_id} is {event['data']['status']} ({event['data']['reason']})", flush=True)
 
     def console(self, vm_id: str, until: str, deadline_s: float) -> list[str]:
         """Prints the guest's console as it grows until a line contains `until`; returns all lines."""
