@@ -155,7 +155,7 @@ class Machines:
         self.client = client
         self.made: list[str] = []
 
-    def create(self, *, vmId: str | None = None, **spec: Any) -> str:  # noqa: N803 (the wire's name)
+    def create(self, *, vmId: str | None = None, **spec: Any) -> str:
         """A VM whose start has begun; without guest code unless `spec` says otherwise."""
         vm_id = vmId or ids.new()
         given = {"vmId": vm_id, "memory": MEMORY_MIB, "agentChannel": False, "consoleLog": False, **spec}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def slot(stack: standalone.Stack, repo: str, image_id: str) -> record.Slot:
 def large(images: conftest.Images, stack: standalone.Stack) -> Iterator[str]:
     """A disk whose copy takes long enough to be interrupted."""
     path = stack.import_dir / "large.raw"
-    with open("/dev/urandom", "rb") as noise, path.open("wb") as out:
+    with Path("/dev/urandom").open("rb") as noise, path.open("wb") as out:
         for _ in range(COPIED_BYTES >> 20):
             out.write(noise.read(1 << 20))
     path.chmod(0o644)
