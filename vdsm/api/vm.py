@@ -112,6 +112,7 @@ class VmInfo(verb.Result):
     vnc_port: int | None
     agent_connected: bool
     pause_code: str | None
+    console_log: str | None = pydantic.Field(None, description="file with what the guest wrote to its console")
     spec: dict[str, Any] = pydantic.Field(description="what it was asked to be, without secrets")
     exit_code: int | None = None
     exit_reason: int | None = None
