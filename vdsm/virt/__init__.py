@@ -7,7 +7,20 @@ statistics; launches have a bounded pool of their own. All verbs are plain block
 from typing import Any
 
 from vdsm import config, errors, events, hypervisor, logs, periodic
-from vdsm.virt import domainevents, domaintype, endings, launch, plans, power, sampling, spec, states, table, vmrecord
+from vdsm.virt import (
+    domainevents,
+    domaintype,
+    endings,
+    launch,
+    plans,
+    power,
+    sampling,
+    spec,
+    states,
+    table,
+    vm,
+    vmrecord,
+)
 
 _log = logs.get("virt")
 
@@ -71,7 +84,7 @@ class Machines:
         parsed = spec.VmSpec.parse(wanted)
         launch.boot_files(parsed, self._settings.virt.boot_dirs)
         reserved = self._table.reserve(parsed)
-        info = reserved.info()
+        info = self._info(reserved)
         self._launcher.launch(reserved)
         return info
 
@@ -80,14 +93,14 @@ class Machines:
         self._power.destroy(vm_id)
 
     def pause(self, vm_id: str) -> dict[str, Any]:
-        return self._power.pause(vm_id).info()
+        return self._info(self._power.pause(vm_id))
 
     def cont(self, vm_id: str) -> dict[str, Any]:
         """Raises `VmLeaseMismatch` when QEMU does not hold the VM's leases; then it stays paused."""
-        return self._power.cont(vm_id).info()
+        return self._info(self._power.cont(vm_id))
 
     def reset(self, vm_id: str) -> dict[str, Any]:
-        return self._power.reset(vm_id).info()
+        return self._info(self._power.reset(vm_id))
 
     def shutdown(
         self,
@@ -103,17 +116,17 @@ class Machines:
 
         Returns at once. A guest that listens to neither is ended or reset with `force`, otherwise it stays up.
         """
-        return self._power.shutdown(
-            vm_id, delay_s=delay_s, message=message, reboot=reboot, timeout_s=timeout_s, force=force
-        ).info()
+        return self._info(
+            self._power.shutdown(
+                vm_id, delay_s=delay_s, message=message, reboot=reboot, timeout_s=timeout_s, force=force
+            )
+        )
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def get_info(self, vm_id: str) -> dict[str, Any]:
-        """What is known of one VM: `vm.Vm.info`, and the path of its console log."""
-        found = self._table.get(vm_id)
-        log = launch.console_path(self._settings, found.id) if found.spec.console_log else None
-        return {**found.info(), "console_log": str(log) if log is not None else None}
+        """What is known of one VM: `vm.Vm.info`, and the path of its console log or None."""
+        return self._info(self._table.get(vm_id))
 
     def get_stats(self, vm_id: str) -> bytes:
         """One VM's statistics, a JSON object in the wire's words."""
@@ -124,8 +137,8 @@ class Machines:
         return b"[" + b",".join(known.stats for known in self._table.all()) + b"]"
 
     def list(self) -> list[dict[str, Any]]:
-        """All VMs, as `vm.Vm.info`; domains of others with "foreign" true and no more than id, name and status."""
-        ours = [known.info() for known in self._table.all()]
+        """All VMs, as `get_info`; domains of others with "foreign" true and no more than id, name and status."""
+        ours = [self._info(known) for known in self._table.all()]
         others = [
             {"vm_id": vm_id, "name": other.name, "status": other.status, "foreign": True}
             for vm_id, other in self._table.foreign().items()
@@ -135,6 +148,10 @@ class Machines:
     def holder(self, image_id: str) -> str | None:
         """Which VM uses the image, in words."""
         return self._table.holder(image_id)
+
+    def _info(self, known: vm.Vm) -> dict[str, Any]:
+        log = str(launch.console_path(self._settings, known.id)) if known.spec.console_log else None
+        return {**known.info(), "console_log": log}
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -150,12 +167,12 @@ class Machines:
         if self._libvirt.connected:
             self.reconcile()
 
-    def _found(self, known: Any) -> None:
+    def _found(self, known: vm.Vm) -> None:
         _log.info("found VM %s (%s): %s", known.id, known.spec.name, known.state)
         if known.launching:
             self._launcher.finish(known)
 
-    def _check_leases(self, known: Any) -> None:
+    def _check_leases(self, known: vm.Vm) -> None:
         """A QEMU that runs without its leases is a second writer as soon as another host takes them."""
         try:
             missing = known.missing_leases()
