@@ -1,7 +1,8 @@
 """A root helper that has, besides the real calls, some that misbehave. Started by tests with limits as JSON:
 
 {"hang_s": deadline of Hang, "prepare_s": deadline of PrepareDirectory, "server": {...}, "session": {...}}: limits that
-are sized for production would make tests wait for many seconds.
+are sized for production would make tests wait for many seconds. "dmi": another directory with the firmware's files,
+since a test machine may have none.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import sys
 from typing import Any
 
 from supervdsm import __main__ as program
-from supervdsm import contract, server, session, settings, worker
+from supervdsm import contract, hardware, server, session, settings, worker
 
 limits: dict[str, Any] = json.loads(sys.argv.pop(1))
 for module in (server, session):
@@ -22,6 +23,7 @@ for module in (server, session):
         assert hasattr(module, name)
         setattr(module, name, value)
 contract.PrepareDirectory.deadline_s = limits.get("prepare_s", contract.PrepareDirectory.deadline_s)
+hardware.DMI = pathlib.Path(limits.get("dmi", hardware.DMI))
 
 
 @dataclasses.dataclass(frozen=True)
