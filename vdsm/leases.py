@@ -33,6 +33,7 @@ AGAIN = {11, 16}  # EAGAIN, EBUSY: collided with somebody who is just passing by
 HELD_HERE = 17  # EEXIST: another process of this host holds it
 HELD_ELSEWHERE = {-243, -244, -245}  # another host holds it, or was quicker
 NOT_JOINED = 28  # ENOSPC: this host is not in the lockspace (yet)
+NO_PLACE = 2  # ENOENT: the file is gone; on release sanlock has dropped the lease all the same
 DOES_NOT_EXIST = -223
 WRONG_NAME = {-226, -227}
 CHANGED_VERSION = -240
@@ -128,12 +129,20 @@ class Session:
         return None, None
 
     def release(self, leases: Iterable[Lease]) -> None:
-        """Gives back what is held; only when no process that inherited the descriptor relies on it any more."""
+        """Gives back what is held; only when no process that inherited the descriptor relies on it any more.
+
+        A lease whose place is gone, because its slot was freed, has ended with it. All are tried; the first failure
+        is raised.
+        """
+        failures = []
         for lease in leases:
             try:
                 sanlock.release(lease.lockspace.encode(), lease.name.encode(), lease.place, slkfd=self.fd)
             except sanlock.SanlockException as error:
-                raise _failed("release", lease, error) from error
+                if error.errno != NO_PLACE:
+                    failures.append(_failed("release", lease, error))
+        if failures:
+            raise failures[0]
 
     @contextlib.contextmanager
     def holding(self, leases: Iterable[Lease], wait_s: float, *, patient: bool = False) -> Iterator[None]:
