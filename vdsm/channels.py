@@ -51,10 +51,14 @@ class Channel:
         message: dict[str, Any] = json.loads(payload)
         return message
 
-    def close(self) -> None:
-        """Ends the connection at once, also for a thread that is about to receive."""
-        with contextlib.suppress(OSError):
+    def hang_up(self) -> None:
+        """Ends the connection, for both sides; a thread of this process that receives gets None."""
+        with contextlib.suppress(OSError):  # the other side was quicker
             self._line.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Ends the connection and frees the descriptor. No other thread may be using the channel."""
+        self.hang_up()
         self._line.close()
 
     def _next(self) -> bytes | None:

@@ -1,0 +1,85 @@
+"""A private sanlock daemon with one joined lockspace. A test module that wants it says
+
+    storage = sanlock_fixture.storage
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from until import until
+
+from vdsm import leases, record
+
+HOST_ID = 1
+IO_TIMEOUT_S = 1
+
+
+class Storage:
+    """A directory with a lockspace that this host has joined, and slots made in it."""
+
+    def __init__(self, directory: Path, run_dir: Path) -> None:
+        self.directory = directory
+        self.run_dir = run_dir
+        self.lockspace = leases.Lockspace("tests", str(directory / "lockspace"), 0, HOST_ID)
+
+    def slot(self, name: str, **fields: Any) -> record.Slot:
+        """A new entity with its leases and its first record."""
+        slot = record.Slot(self.lockspace.name, name, str(self.directory / name), 0)
+        make_file(Path(slot.path), record.SLOT_BYTES)
+        leases.initialise(slot.data_lease())
+        leases.initialise(slot.record_lease())
+        record.create(slot, {"id": name, "kind": "disk", "generation": 7, "work": None, **fields})
+        return slot
+
+
+def make_file(path: Path, size_bytes: int) -> None:
+    with path.open("wb") as made:
+        os.posix_fallocate(made.fileno(), 0, size_bytes)
+
+
+def answers(path: Path) -> bool:
+    """True once somebody listens at the socket: it exists a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as line, contextlib.suppress(OSError):
+        line.connect(str(path))
+        return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[Storage]:
+    """The daemon runs as this user, since sanlock must be able to kill every holder of a lease (trap 6)."""
+    if shutil.which("sanlock") is None:
+        pytest.skip("sanlock is not installed: apt install sanlock python3-sanlock")
+    with tempfile.TemporaryDirectory(prefix="vdsm-sanlock-") as directory:
+        run_dir, data = Path(directory, "run"), Path(directory, "data")
+        run_dir.mkdir()
+        data.mkdir()
+        environment = {"SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(run_dir)}
+        who = ["-U", str(os.getuid()), "-G", str(os.getgid())]
+        patch = pytest.MonkeyPatch()
+        patch.setenv("SANLOCK_RUN_DIR", str(run_dir))  # how sanlock's library finds the daemon
+        with (run_dir / "output").open("wb") as output, subprocess.Popen(
+            ["sanlock", "daemon", "-D", "-w", "0", "-t", "64", "-e", "testhost", *who],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        ) as daemon:
+            try:
+                until(lambda: answers(run_dir / "sanlock.sock"))
+                place = Storage(data, run_dir)
+                make_file(Path(place.lockspace.path), leases.LEASE_BYTES)
+                leases.write_lockspace(place.lockspace, IO_TIMEOUT_S)
+                leases.join(place.lockspace)
+                until(lambda: leases.state(place.lockspace) == "joined", 30)
+                yield place
+            finally:
+                daemon.kill()
+                patch.undo()
