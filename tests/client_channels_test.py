@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import socket
@@ -15,7 +16,7 @@ import fake_agent
 import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from vdsm.client import failures, transport
+from vdsm.client import channels, failures, stream, transport
 
 # -- against aiohttp -------------------------------------------------------------------------------------------------
 
@@ -334,6 +335,25 @@ def test_a_close_is_answered() -> None:
     with pytest.raises(failures.ConnectionLost, match="closed the connection bye"):
         call_against(frame(FINAL | CLOSE, b"\x03\xe9bye"), lambda peer: answered.append(read_frame(peer)))
     assert answered == [(FINAL | CLOSE, b"\x03\xe9")]
+
+
+def test_parting_words_are_heard_when_the_peer_has_hung_up() -> None:
+    """Over a socketpair, where what was said before the end always arrives; TCP may lose it."""
+    ours, peers = socket.socketpair()
+
+    def talk() -> None:
+        with peers:
+            accept(peers)
+            peers.sendall(frame(FINAL | CLOSE, b"\x03\xf1message too large"))
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    channel = channels.WebSocket("peer", 1, stream.Stream(ours), time.monotonic() + 10)
+    talking.join()
+    with contextlib.closing(channel):
+        client = transport.Client(channel, 10)
+        with pytest.raises(failures.ConnectionLost, match="message too large"):
+            client.call("echo", ["x" * 100_000])
 
 
 @pytest.mark.parametrize(

@@ -556,6 +556,11 @@ DOCUMENT = {
                     "schema": {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
                 },
                 {"name": "options", "schema": {"$ref": "#/components/schemas/Options"}},
+                {
+                    "name": "disks",
+                    "schema": {"type": "array", "items": {"$ref": "#/components/schemas/Disk"}, "default": []},
+                },
+                {"name": "any", "schema": {"$ref": "#/components/schemas/Any"}},
             ],
             "result": {"name": "result", "schema": {"$ref": "#/components/schemas/Created"}},
         },
@@ -571,7 +576,10 @@ DOCUMENT = {
                     "again": {"$ref": "#/components/schemas/Options"},
                     "force": {"type": "boolean", "default": False},
                 },
+                "required": ["kind"],
             },
+            "Disk": {"type": "object", "properties": {"imageId": {"type": "string"}}, "required": ["imageId"]},
+            "Any": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"$ref": "#/components/schemas/Any"}}]},
             "Created": {"type": "object"},
         }
     },
@@ -622,6 +630,14 @@ def test_help_on_a_verb(run: Run, documented: None) -> None:
         "    hints: list of string or null, optional",
         "    options: object, optional",
         "        choices",
+        '    options.strategy: "space" or "performance", optional',
+        '    options.kind: "x", required',
+        "    options.again: object, optional",
+        "        choices",
+        "    options.force: boolean, default false",
+        "    disks: list of object, default []",
+        "    disks[].imageId: string, required",
+        "    any: string or list of string or list of value, optional",
         "",
         "result: object",
         "",
@@ -630,7 +646,9 @@ def test_help_on_a_verb(run: Run, documented: None) -> None:
         "targetRepoId": "",
         "size": 5,
         "hints": [],
-        "options": {"strategy": "space", "kind": "x", "again": None, "force": False},
+        "options": {"strategy": "space", "kind": "x", "again": {}, "force": False},
+        "disks": [{"imageId": ""}],
+        "any": "",
     }
 
 

@@ -6,6 +6,7 @@ notifications can arrive: itself, or a WebSocket beside a POST) and `close()`. A
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 
@@ -173,7 +174,8 @@ class WebSocket:
         return bool(first & 0x80), kind, payload
 
     def _end_closing(self, payload: bytes, deadline: float | None) -> None:
-        self._send_frame(_CLOSE, payload[:2], deadline)
+        with contextlib.suppress(failures.ConnectionLost):  # gone already; its reason is what counts
+            self._send_frame(_CLOSE, payload[:2], deadline)
         self.close()
         why = payload[2:].decode(errors="replace")
         raise failures.ConnectionLost(f"The agent closed the connection {why}".rstrip())

@@ -38,6 +38,9 @@ exit codes:
 {_EXITS}
 """  # noqa: E501 - the text is as wide as it is
 
+_DEEPEST = 4
+_EMPTY: dict[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": False, "array": [], "object": {}}
+
 
 def verbs(document: dict[str, Any], namespace: str | None = None) -> str:
     """One line for each verb, of all namespaces or of one. Raises `UsageError` for an unknown namespace."""
@@ -80,11 +83,43 @@ def _first_line(method: dict[str, Any]) -> str:
 
 def _parameters(document: dict[str, Any], params: list[dict[str, Any]]) -> Iterator[str]:
     for param in params:
-        schema = _resolved(document, param.get("schema", {}))
-        need = "required" if param.get("required") else _default(schema)
-        yield f"    {param['name']}: {_type(document, param.get('schema', {}))}, {need}"
-        text = param.get("description") or param.get("summary") or schema.get("description") or ""
-        yield from (f"        {line}" for line in text.splitlines())
+        text = param.get("description") or param.get("summary")
+        schema = param.get("schema", {}) | ({"description": text} if text else {})
+        yield from _entry(document, param["name"], schema, bool(param.get("required")), ())
+
+
+def _entry(
+    document: dict[str, Any], name: str, schema: dict[str, Any], required: bool, above: tuple[str, ...]
+) -> Iterator[str]:
+    """The lines of a parameter, and of its members by the dotted names that the command line takes."""
+    resolved = _resolved(document, schema)
+    yield f"    {name}: {_type(document, schema)}, {'required' if required else _default(resolved)}"
+    yield from (f"        {line}" for line in resolved.get("description", "").splitlines())
+    shape, in_list, above = _members(document, schema, above)
+    for member, inner in shape.get("properties", {}).items():
+        dotted = f"{name}{'[]' if in_list else ''}.{member}"
+        yield from _entry(document, dotted, inner, member in shape.get("required", ()), above)
+
+
+def _members(
+    document: dict[str, Any], schema: dict[str, Any], above: tuple[str, ...]
+) -> tuple[dict[str, Any], bool, tuple[str, ...]]:
+    """(the object schema that `schema` is or is a list of, whether a list, the references it is in).
+
+    {} when it is something else, or lies within itself: `above` names the references on the way here.
+    """
+    in_list = False
+    while (reference := schema.get("$ref")) not in above:
+        above = (*above, reference) if reference else above
+        schema = _resolved(document, schema)
+        alternatives = [each for each in schema.get("anyOf") or schema.get("oneOf") or () if each.get("type") != "null"]
+        if alternatives:
+            schema = alternatives[0]
+        elif schema.get("type") == "array" and not in_list:
+            in_list, schema = True, schema.get("items") or {}
+        else:
+            return (schema if schema.get("properties") else {}), in_list, above
+    return {}, in_list, above
 
 
 def _default(schema: dict[str, Any]) -> str:
@@ -105,37 +140,36 @@ def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
     return {}
 
 
-def _type(document: dict[str, Any], schema: dict[str, Any]) -> str:
+def _type(document: dict[str, Any], schema: dict[str, Any], depth: int = 0) -> str:
     schema = _resolved(document, schema)
     if "const" in schema:
         return output.compact(schema["const"])
     if "enum" in schema:
         return " or ".join(map(output.compact, schema["enum"]))
+    if depth == _DEEPEST:
+        return "value"  # a type may lie within itself
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(dict.fromkeys(_type(document, each) for each in alternatives))
+        return " or ".join(dict.fromkeys(_type(document, each, depth + 1) for each in alternatives))
     kind = schema.get("type", "any value")
-    if isinstance(kind, list):
-        return " or ".join(kind)
-    return f"list of {_type(document, schema['items'])}" if kind == "array" and schema.get("items") else str(kind)
+    if kind == "array" and schema.get("items"):
+        return f"list of {_type(document, schema['items'], depth + 1)}"
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
 def _skeleton(document: dict[str, Any], schema: dict[str, Any], above: tuple[str, ...]) -> Any:
-    """A value of the schema's shape to fill in. `above` names the references it is in, so that a loop ends."""
-    reference = schema.get("$ref")
-    if reference in above:
-        return None
-    above = (*above, reference) if reference else above
-    schema = _resolved(document, schema)
+    """A value of the schema's shape to fill in."""
+    resolved = _resolved(document, schema)
     for fixed in ("default", "const"):
-        if schema.get(fixed) is not None:
-            return schema[fixed]
-    if "enum" in schema:
-        return schema["enum"][0]
-    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        real = [each for each in alternatives if each.get("type") != "null"]
-        return _skeleton(document, real[0], above) if real else None
-    if schema.get("properties"):
-        return {name: _skeleton(document, each, above) for name, each in schema["properties"].items()}
-    empty: dict[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": False, "array": [], "object": {}}
-    kind = schema.get("type")
-    return empty.get(kind) if isinstance(kind, str) else None
+        if resolved.get(fixed):
+            return resolved[fixed]
+    shape, in_list, above = _members(document, schema, above)
+    if shape:
+        one = {name: _skeleton(document, inner, above) for name, inner in shape["properties"].items()}
+        return [one] if in_list else one
+    for alternative in resolved.get("anyOf") or resolved.get("oneOf") or [resolved]:
+        kind = _resolved(document, alternative)
+        if kind.get("enum"):
+            return kind["enum"][0]
+        if kind.get("type") in _EMPTY:
+            return _EMPTY[kind["type"]]
+    return None
