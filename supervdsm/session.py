@@ -69,5 +69,8 @@ class Session:
         self._name, self._arguments = audit.shortened(name), audit.shortened(sent)
         call = contract.build_call(name, sent)
         self._name, self._arguments = name, sent
-        self._worker = worker.Worker(call, self._context, private=self._link.fileno())
+        try:
+            self._worker = worker.Worker(call, self._context, private=self._link.fileno())
+        except OSError as error:
+            raise contract.Unavailable(f"no process for the call: {error.strerror}") from error
         return contract.encode_result(call, self._worker.result(self._stop))
