@@ -33,6 +33,7 @@ FLOORS: list[dict[str, list[str]]] = [
             "vdsm.leases",
             "vdsm.record",
             "vdsm.leased_exec",
+            "vdsm.roothelper",
         ],
         "client": ["vdsm.client"],
         "helper client": ["supervdsm.client"],

@@ -13,8 +13,8 @@ import pytest
 import supervdsm_process as processes
 
 from supervdsm import client, contract
-from vdsm import errors
-from vdsm.host import capabilities, hardware, packages, processors, roothelper
+from vdsm import errors, roothelper
+from vdsm.host import capabilities, hardware, packages, processors
 
 # -- the root helper's failures --------------------------------------------------------------------------------------
 

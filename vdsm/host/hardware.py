@@ -3,7 +3,7 @@
 from typing import Any
 
 from supervdsm import client, contract
-from vdsm.host import roothelper
+from vdsm import roothelper
 
 # Upstream VDSM's name of each field, and the helper's.
 FIELDS = {
