@@ -220,7 +220,7 @@ def done(client: transport.Client, job_id: str, timeout_s: float = 300.0) -> dic
 @pytest.fixture(scope="session")
 def guest() -> guestimage.GuestImage:
     """The real Debian guest, built once and cached."""
-    return guestimage.build()
+    return guestimage.build(guestimage.default_cache())
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vdsm import ids, sizes, standalone
-from vdsm.client import transport
+from vdsm.client import failures, transport
 from vdsm.tool import guestimage
 
 # The guest prints lines with this mark once it is up: who it is, and what is left of its past.
@@ -227,7 +227,7 @@ def last_lines(path: Path, count: int = 30) -> str:
 def main() -> int:
     started = time.monotonic()
     print("Building the guest image (cached after the first time) ...", flush=True)
-    image = guestimage.build()
+    image = guestimage.build(guestimage.default_cache())
     print(f"Guest image {image.disk_path}: {sizes.human(Path(image.disk_path).stat().st_size)}")
     print("Starting a private stack: libvirtd, sanlock, supervdsmd, vdsmd ...", flush=True)
     with standalone.Stack() as stack:
@@ -235,7 +235,7 @@ def main() -> int:
         story.steps.append(("Image and stack", time.monotonic() - started))
         try:
             story.live()
-        except (DemoFailed, transport.ClientError) as error:
+        except (DemoFailed, failures.ClientError) as error:
             print(f"\nThe demo failed: {error}\n{last_lines(stack.place.log('vdsmd'))}", file=sys.stderr)
             return 1
         stopping = time.monotonic()
