@@ -1,0 +1,72 @@
+"""How images depend on each other, decided from their records alone. Pure: no storage is touched here.
+
+Records rule (trap 42): what a qcow2 header says about its backing is never asked.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vdsm import errors
+from vdsm.record import Record
+from vdsm.storage import models
+
+
+def down(image_id: str, find: Callable[[str], Record | None]) -> list[Record]:
+    """The image and all it is based on, top first, each asked of `find`.
+
+    Raises `ImageNotUsable` when one is missing, or when they go round in a ring.
+    """
+    found: list[Record] = []
+    wanted: str | None = image_id
+    while wanted is not None:
+        image = find(wanted)
+        if image is None or image in found:
+            raise errors.ImageNotUsable(image_id=image_id, status=f"without its base {wanted}")
+        found.append(image)
+        wanted = image["base"]
+    return found
+
+
+def needs(entity: Record) -> set[str]:
+    """The images that `entity`, an image or a VM, cannot do without: its base, and what its open work puts there."""
+    found = {entity["base"]} if entity.get("base") else set()
+    if models.is_open(entity):
+        names = _names(entity)
+        found.update(filter(None, [names.get("snapshot")]))
+        found.update(change["hidden"] for change in names.get("disks", {}).values())
+    return found
+
+
+def dependents(image_id: str, entities: Iterable[Record]) -> list[str]:
+    """Ids of the images and VMs that need `image_id`, deleted and broken ones too."""
+    return [entity["id"] for entity in entities if entity["id"] != image_id and image_id in needs(entity)]
+
+
+def data_names(entity: Record) -> set[str]:
+    """All data that `entity` names: its own, and what its work was or is making."""
+    found = {entity["data"]["name"]} if entity.get("data") else set()
+    names = _names(entity)
+    found.update(filter(None, [names.get("data")]))
+    return found | {change["data"] for change in names.get("disks", {}).values()}
+
+
+def unused_data(image: Record, carried: Iterable[str], entities: Iterable[Record]) -> list[str]:
+    """Data that goes with `image`: what it names and what was made under its lease, unless another record names it.
+
+    `carried` must have been listed before `entities` were: data is made after the record that names it (trap 37).
+    """
+    elsewhere: set[str] = set()
+    for entity in entities:
+        if entity["id"] != image["id"]:
+            elsewhere |= data_names(entity)
+    own = {name for name in carried if models.maker(name) == image["id"]}
+    return sorted((own | data_names(image)) - elsewhere)
+
+
+def open_snapshot(image: Record) -> str | None:
+    """The snapshot that the disk's open work is making, if any: to be finished before the disk is used."""
+    return _names(image).get("snapshot") if models.is_open(image) else None
+
+
+def _names(entity: Record) -> dict[str, Any]:
+    return (entity["work"] or {}).get("names") or {}
