@@ -1,0 +1,32 @@
+"""The repository formats by name."""
+
+from typing import Any
+
+from vdsm import config, errors
+from vdsm.storage import repository
+from vdsm.storage.formats import localfs
+
+_FORMATS: dict[str, type[repository.Repository]] = {kind.format: kind for kind in (localfs.LocalFs,)}
+NAMES = tuple(sorted(_FORMATS))
+
+
+def describe(
+    repo_format: str, parameters: dict[str, Any], repo_id: str, host_id: int, storage: config.Storage
+) -> repository.Description:
+    """The description of a repository whose header was not read yet; checks `parameters`, touches nothing.
+
+    Raises `UnknownFormat`, `InvalidParameters`, `PathNotAllowed`.
+    """
+    common = {"format": repo_format, "name": "", "sector_bytes": 512, "host_id": host_id, "repo_id": repo_id}
+    return {**common, **_kind(repo_format).describe(parameters, storage)}
+
+
+def open(description: repository.Description) -> repository.Repository:
+    """The repository that `description` means; touches nothing. Raises `UnknownFormat`."""
+    return _kind(description["format"])(description)
+
+
+def _kind(repo_format: str) -> type[repository.Repository]:
+    if repo_format not in _FORMATS:
+        raise errors.UnknownFormat(repo_format=repo_format, known=", ".join(NAMES))
+    return _FORMATS[repo_format]

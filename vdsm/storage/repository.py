@@ -1,0 +1,215 @@
+"""What a repository format must be able to do, and how images are read and held.
+
+A `Repository` knows places; it does not know what images mean. Making one touches nothing, so the agent may have one
+to compute slots and paths; every other method blocks as long as the storage does and runs in a repository's I/O child
+or in a job's worker.
+
+A repository's description, which makes one in any process, is JSON:
+
+    format          "localfs-1.0", ...
+    place           where it is, in the format's own words: for file formats the absolute path of its directory
+    name            its persistent name, the name of its lockspace; "" until its header was read
+    sector_bytes    of its storage, 512 or 4096
+    host_id         this host's id in its lockspace
+    repo_id         under which it is connected; only for messages
+"""
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from vdsm import config, errors, leases, record
+from vdsm.record import Record
+from vdsm.storage import models
+
+Description = dict[str, Any]
+
+# How long a verb waits for a lease that is only passing by. One that somebody holds is refused at once.
+LEASE_WAIT_S = 5.0
+
+
+class Abilities(NamedTuple):
+    """`shared`: several hosts may be connected, so sanlock needs a watchdog. `thin`: data takes what it holds."""
+
+    shared: bool
+    thin: bool
+
+
+class Space(NamedTuple):
+    total_bytes: int
+    free_bytes: int
+
+
+class Repository(abc.ABC):
+    format: ClassVar[str]
+    abilities: ClassVar[Abilities]
+
+    def __init__(self, description: Description) -> None:
+        self.place: str = description["place"]
+        self.name: str = description["name"]
+        self.sector_bytes: int = description["sector_bytes"]
+        self.host_id: int = description["host_id"]
+        self.repo_id: str = description["repo_id"]
+        # Descriptors that tools inherit, besides the session's, so that whoever started them counts them as its own.
+        self.tool_fds: tuple[int, ...] = ()
+
+    @classmethod
+    @abc.abstractmethod
+    def describe(cls, parameters: dict[str, Any], storage: config.Storage) -> Description:
+        """The format's own part of a description, from connectionParameters. Touches nothing.
+
+        Raises `InvalidParameters`, `PathNotAllowed`.
+        """
+
+    # -- places: computed, nothing is touched
+
+    @abc.abstractmethod
+    def lockspace(self) -> leases.Lockspace:
+        """The lockspace, with this host's id in it."""
+
+    @abc.abstractmethod
+    def lease(self) -> leases.Lease:
+        """The repository lease, under which slots are given out and taken back."""
+
+    @abc.abstractmethod
+    def slot(self, image_id: str) -> record.Slot: ...
+
+    @abc.abstractmethod
+    def vm_slot(self, vm_id: str) -> record.Slot: ...
+
+    @abc.abstractmethod
+    def data_path(self, name: str) -> str: ...
+
+    # -- the repository
+
+    @abc.abstractmethod
+    def format_(self, io_timeout_s: int) -> Record:
+        """Makes an empty repository, and returns its header. Raises `NotEmpty`; then nothing was changed."""
+
+    @abc.abstractmethod
+    def header(self) -> Record:
+        """{name, format, io_timeout_s, sector_bytes, created, place}. Raises `NotARepository`."""
+
+    @abc.abstractmethod
+    def space(self) -> Space: ...
+
+    # -- slots
+
+    @abc.abstractmethod
+    def image_ids(self) -> list[str]:
+        """Ids of all slots of images, also of those that have no record (their maker died, or is at it)."""
+
+    @abc.abstractmethod
+    def vm_ids(self) -> list[str]: ...
+
+    @abc.abstractmethod
+    def allocate(self, session: leases.Session, slot: record.Slot) -> None:
+        """Makes the slot and its leases, under the repository lease. One that exists stays as it is.
+
+        A crash leaves at most a slot without a record, which is not an image; the next `allocate` takes it over.
+        Raises `RepositoryFull`; then nothing is left.
+        """
+
+    @abc.abstractmethod
+    def free(self, session: leases.Session, slot: record.Slot) -> None:
+        """Takes back the slot with its record and leases, under the repository lease.
+
+        The caller holds the data lease exclusively inside `owning`. A crash leaves the slot without a record.
+        """
+
+    # -- data
+
+    @abc.abstractmethod
+    def data_names(self) -> list[str]: ...
+
+    @abc.abstractmethod
+    def making(self, name: str) -> contextlib.AbstractContextManager[str]:
+        """Empty data `name`, in place of what a dead maker left, and its path, for a tool to fill inside the block.
+
+        At the block's end all is on stable storage, the name too. Raises OSError when it could not be written.
+        """
+
+    @abc.abstractmethod
+    def remove_data(self, name: str) -> None:
+        """Removes data; none of that name is fine. It is gone from stable storage at return."""
+
+    @abc.abstractmethod
+    def allocated_bytes(self, name: str) -> int:
+        """Space that the data takes; 0 when there is none of that name."""
+
+    # -- what all formats share
+
+    def find(self, image_id: str) -> Record | None:
+        """The record of an image, None when there is no such image."""
+        return self._find(self.slot(image_id))
+
+    def get(self, image_id: str) -> Record:
+        """The record of an image. Raises `NoSuchImage`."""
+        found = self.find(image_id)
+        if found is None:
+            raise errors.NoSuchImage(image_id=image_id, where=self.repo_id)
+        return found
+
+    def images(self) -> dict[str, Record]:
+        """All images by id. A slot without a record is none."""
+        found = {image_id: self.find(image_id) for image_id in self.image_ids()}
+        return {image_id: image for image_id, image in found.items() if image is not None}
+
+    def vms(self) -> dict[str, Record]:
+        """All VM records by id."""
+        found = {vm_id: self._find(self.vm_slot(vm_id)) for vm_id in self.vm_ids()}
+        return {vm_id: vm for vm_id, vm in found.items() if vm is not None}
+
+    def find_vm(self, vm_id: str) -> Record | None:
+        return self._find(self.vm_slot(vm_id))
+
+    def update(self, session: leases.Session, image_id: str, change: Callable[[Record], Record | None]) -> Record:
+        """`record.update` of an image that may have gone meanwhile: then `NoSuchImage`."""
+        try:
+            return record.update(session, self.slot(image_id), change)
+        except (errors.NoRecord, FileNotFoundError) as error:
+            raise errors.NoSuchImage(image_id=image_id, where=self.repo_id) from error
+        except errors.LeaseFailed as error:
+            raise self._gone(error, image_id) from error
+
+    @contextlib.contextmanager
+    def owning(
+        self, session: leases.Session, exclusive: Iterable[str] = (), shared: Iterable[str] = ()
+    ) -> Iterator[None]:
+        """Holds the data leases of images inside the block. The lease of one that is freed there goes with its slot.
+
+        Raises `ImageBusy` or `ImageInUse` when another process holds one, `NoSuchImage` when its slot is gone.
+        """
+        wanted = [self.slot(image_id).data_lease() for image_id in exclusive]
+        wanted += [self.slot(image_id).data_lease(shared=True) for image_id in shared]
+        self._acquire(session, wanted)
+        try:
+            yield
+        finally:
+            session.release(wanted)
+
+    def _acquire(self, session: leases.Session, wanted: list[leases.Lease]) -> None:
+        by_text = {str(lease): lease.name for lease in wanted}
+        try:
+            session.acquire(wanted, LEASE_WAIT_S)
+        except errors.LeaseHeld as error:
+            image_id = by_text[error.facts["resource"]]
+            image = self.find(image_id)
+            if image is not None and models.is_open(image):
+                raise models.busy(image) from error
+            raise errors.ImageInUse(image_id=image_id, holder=error.facts["holder"]) from error
+        except errors.LeaseFailed as error:
+            raise self._gone(error, by_text.get(error.facts["resource"], "?")) from error
+
+    def _gone(self, error: errors.LeaseFailed, image_id: str) -> errors.VdsmError:
+        """What a failure on a lease means: that the slot is gone, or just what it says."""
+        gone = error.facts["errno"] == leases.NO_PLACE
+        return errors.NoSuchImage(image_id=image_id, where=self.repo_id) if gone else error
+
+    @staticmethod
+    def _find(slot: record.Slot) -> Record | None:
+        try:
+            return record.read(slot)
+        except (errors.NoRecord, FileNotFoundError):
+            return None
