@@ -1,0 +1,291 @@
+"""What the verbs that make or change images do in a repository, step by step, in the order that the protocols give.
+
+Runs in a repository's I/O child; a worker may call the same functions. Each takes the repository, the process's own
+session with sanlock, and its argument, and returns JSON. "[C]" marks the commit point: killed before it, nothing has
+happened; killed after it, the record says what was being done, and the same request again finishes it. A failure that
+is not a kill undoes the steps made so far and is raised.
+
+All raise `NoSuchImage`, `ImageInUse` (somebody holds a lease), `ImageBusy` (open work), `ImageNotUsable`, `WrongKind`
+and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request) and `RepositoryFull`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vdsm import errors, leases, record, undo
+from vdsm.storage import chain, models, qemuimg, removal
+from vdsm.storage.repository import Repository
+
+Argument = dict[str, Any]
+Answer = dict[str, Any]
+
+
+# -- createVirtualDisk -----------------------------------------------------------------------------------------------
+
+
+def create_virtual_disk(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """An empty disk, or one that shows what the snapshot `base` holds. Complete at return.
+
+    argument: image_id, size_bytes (0: the base's), base (id or None), strategy, user_data, digest. Answers {image_id,
+    job_id: None}.
+
+    Killed: before [C] at most a slot without a record; after it a broken image with this work.
+    """
+    image_id, base_id = argument["image_id"], argument["base"]
+    known = same_request(repo, argument)
+    if known is not None and known["status"] != models.BROKEN:
+        return _answer(known)
+    # The base is held from before the check until the record that needs it is on disk (trap 36).
+    with repo.owning(session, shared=[base_id] if base_id else []):
+        size_bytes = argument["size_bytes"]
+        if base_id:
+            size_bytes = _above(repo.get(base_id), size_bytes)
+        repo.allocate(session, repo.slot(image_id))
+        with repo.owning(session, exclusive=[image_id]):
+            known = same_request(repo, argument)
+            with undo.Stack() as steps:
+                steps.push("remove the disk", lambda: removal.discard(repo, session, image_id))
+                if known is None:
+                    record.create(repo.slot(image_id), _empty_disk(repo, {**argument, "size_bytes": size_bytes}))  # [C]
+                return _answer(_fill_disk(repo, session, image_id))
+
+
+def _above(base: record.Record, size_bytes: int) -> int:
+    """The size of a disk on `base`, which must be usable and not larger."""
+    models.check_usable(base, models.SNAPSHOT)
+    if 0 < size_bytes < base["size_bytes"]:
+        raise errors.InvalidParameters(parameter="size", reason=f"its base has {base['size_bytes']} bytes")
+    return size_bytes or int(base["size_bytes"])
+
+
+def _empty_disk(repo: Repository, argument: Argument) -> record.Record:
+    fast = argument["strategy"] == models.PERFORMANCE and argument["base"] is None
+    data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
+    asked = {name: argument[name] for name in ("size_bytes", "base", "strategy", "user_data", "digest")}
+    fields = {"id": argument["image_id"], "kind": models.DISK, "data": data, **asked}
+    return models.new(fields, repo.host_id, models.work("createVirtualDisk", repo.host_id, {}))
+
+
+def _fill_disk(repo: Repository, session: leases.Session, image_id: str) -> record.Record:
+    """Makes the data that the record names, and finishes the record."""
+    disk = repo.get(image_id)
+    if disk["status"] != models.BROKEN:
+        return disk
+    base = repo.get(disk["base"]) if disk["base"] else None
+    make_data(repo, session, disk["data"], disk["size_bytes"], base["data"] if base else None)
+    return repo.update(session, image_id, lambda found: models.done(found, repo.host_id))
+
+
+def make_data(
+    repo: Repository,
+    session: leases.Session,
+    data: dict[str, str],
+    size_bytes: int,
+    backing: dict[str, str] | None,
+) -> None:
+    """Empty data, or an overlay on the data `backing`, on stable storage at return. Replaces data of that name."""
+    below = qemuimg.Layer(repo.data_path(backing["name"]), backing["format"]) if backing else None
+    try:
+        with repo.making(data["name"]) as path:
+            argv = qemuimg.create(qemuimg.Layer(path, data["format"]), size_bytes, below)
+            qemuimg.run(argv, (session.fd, *repo.tool_fds), size_bytes)
+    except errors.ToolFailed as error:
+        raise qemuimg.explain(error, repo.repo_id) from error
+
+
+# -- createSnapshot --------------------------------------------------------------------------------------------------
+
+
+def create_snapshot(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """A snapshot of a disk that no VM runs on. Complete at return.
+
+    argument: image_id (the snapshot's), disk_id, generation (the disk's, or None), user_data, digest. Answers
+    {image_id, job_id: None}. The snapshot takes over the disk's data, the disk gets an overlay on it; nothing is
+    renamed and nothing copied (trap 31).
+
+    Killed: before [C] the disk is as it was, and at most a broken snapshot is there, whose record names the disk's data
+    too; after it the disk is broken and names the snapshot and its new data, and `roll_forward` finishes both.
+    """
+    image_id, disk_id = argument["image_id"], argument["disk_id"]
+    disk = roll_forward(repo, session, {"image_id": disk_id})
+    known = same_request(repo, argument)
+    if known is not None and known["status"] != models.BROKEN:
+        return _answer(known)
+    _check_disk(disk, argument)
+    repo.allocate(session, repo.slot(image_id))
+    with repo.owning(session, exclusive=[disk_id, image_id]):
+        same_request(repo, argument)
+        disk = repo.get(disk_id)
+        with undo.Stack() as steps:
+            steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
+            _check_disk(disk, argument)
+            record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument))
+            repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id))  # [C]
+            steps.push("withdraw from the disk", lambda: _withdraw(repo, session, disk))
+            return _answer(_switch(repo, session, disk_id, image_id))
+
+
+def _check_disk(disk: record.Record, argument: Argument) -> None:
+    models.check_usable(disk, models.DISK)
+    models.check_generation(disk, argument["generation"])
+
+
+def _snapshot_of(repo: Repository, disk: record.Record, argument: Argument) -> record.Record:
+    kept = {name: disk[name] for name in ("size_bytes", "data", "base", "strategy")}
+    asked = {name: argument[name] for name in ("user_data", "digest")}
+    fields = {"id": argument["image_id"], "kind": models.SNAPSHOT, **kept, **asked}
+    return models.new(fields, repo.host_id, models.work("createSnapshot", repo.host_id, {"disk": disk["id"]}))
+
+
+def _snapshotting(repo: Repository, disk: record.Record, snapshot_id: str) -> record.Record:
+    names = {"snapshot": snapshot_id, "data": models.data_name(disk["id"])}
+    work = models.work("createSnapshot", repo.host_id, names)
+    return {**disk, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
+
+
+def _withdraw(repo: Repository, session: leases.Session, before: record.Record) -> None:
+    """The disk as it was before its intent; what was begun of its new data goes."""
+    repo.remove_data(repo.get(before["id"])["work"]["names"]["data"])
+    repo.update(session, before["id"], lambda _: before)
+
+
+def roll_forward(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
+    """Finishes the snapshot that the disk's open work names, if any; returns the disk's record as it then is.
+
+    argument: image_id (the disk's). Every step may be done twice. Raises `ImageBusy` while its maker is at it.
+    """
+    disk = repo.get(argument["image_id"])
+    snapshot_id = chain.open_snapshot(disk)
+    if snapshot_id is None:
+        return disk
+    with repo.owning(session, exclusive=[disk["id"], snapshot_id]):
+        if chain.open_snapshot(repo.get(disk["id"])) == snapshot_id:
+            _switch(repo, session, disk["id"], snapshot_id)
+    return repo.get(disk["id"])
+
+
+def _switch(repo: Repository, session: leases.Session, disk_id: str, snapshot_id: str) -> record.Record:
+    """From the disk's intent to the end: its overlay, the snapshot's record, the disk's. Returns the snapshot."""
+    disk, snapshot = repo.get(disk_id), repo.get(snapshot_id)
+    overlay = {"name": disk["work"]["names"]["data"], "format": models.QCOW2}
+    make_data(repo, session, overlay, disk["size_bytes"], disk["data"])
+    if snapshot["status"] == models.BROKEN:
+        snapshot = repo.update(session, snapshot_id, lambda found: models.done(found, repo.host_id))
+    changes = {"data": overlay, "base": snapshot_id}
+    repo.update(session, disk_id, lambda found: models.done(found, repo.host_id, **changes))
+    return snapshot
+
+
+# -- copyImage, importImage ------------------------------------------------------------------------------------------
+
+
+def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> list[record.Record]:
+    """The image that is to be copied and all it is based on, top first, if nobody is writing them now.
+
+    argument: image_id, generation (expected, or None). Makes nothing but what an open snapshot still lacks.
+    """
+    image_id = argument["image_id"]
+    roll_forward(repo, session, {"image_id": image_id})
+    layers = chain.down(image_id, repo.find)
+    with repo.owning(session, shared=[layer["id"] for layer in layers]):
+        layers = chain.down(image_id, repo.find)
+        models.check_usable(layers[0])
+        models.check_generation(layers[0], argument["generation"])
+    return layers
+
+
+def begin_copy(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """The record of an image that a job is going to fill. Answers {image_id, job_id}; job_id None: it is there already.
+
+    argument: image_id, kind, size_bytes, strategy, user_data, digest, verb, job_id, source (for the record's work). A
+    snapshot keeps its id when it is copied, so the one of that id is the same image: whole it is taken as it is, back
+    from deletion if need be (trap 38).
+
+    Killed: before [C] at most a slot without a record; after it a broken image whose work is queued.
+    """
+    image_id = argument["image_id"]
+    known = repo.find(image_id)
+    if known is not None and argument["kind"] == known["kind"] == models.SNAPSHOT:
+        return _present(repo, session, known, argument)
+    known = same_request(repo, argument)
+    if known is not None:
+        return _answer(known)
+    fast = argument["strategy"] == models.PERFORMANCE
+    if fast and repo.space().free_bytes < argument["size_bytes"]:
+        raise errors.RepositoryFull(repo_id=repo.repo_id)
+    repo.allocate(session, repo.slot(image_id))
+    with repo.owning(session, exclusive=[image_id]):
+        known = same_request(repo, argument)
+        if known is None:
+            known = record.create(repo.slot(image_id), _target(repo, argument))  # [C]
+        return _answer(known)
+
+
+def _target(repo: Repository, argument: Argument) -> record.Record:
+    fast = argument["strategy"] == models.PERFORMANCE
+    data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
+    asked = {name: argument[name] for name in ("kind", "size_bytes", "strategy", "user_data", "digest")}
+    names = {"source": argument["source"]}
+    work = models.work(argument["verb"], repo.host_id, names, job_id=argument["job_id"])
+    return models.new({"id": argument["image_id"], "data": data, **asked}, repo.host_id, work)
+
+
+def _present(repo: Repository, session: leases.Session, known: record.Record, argument: Argument) -> Answer:
+    if known["status"] == models.BROKEN:
+        if known["digest"] == argument["digest"] and not known["deleted"]:
+            return _answer(known)
+        raise errors.ImageNotUsable(image_id=known["id"], status="being removed" if known["deleted"] else "broken")
+    if known["deleted"]:
+        with repo.owning(session, shared=[known["id"]]):  # nobody cleans it meanwhile
+            known = repo.update(session, known["id"], lambda found: _undeleted(found, argument))
+    return _answer(known)
+
+
+def _undeleted(image: record.Record, argument: Argument) -> record.Record:
+    if image["status"] == models.BROKEN:
+        raise errors.ImageNotUsable(image_id=image["id"], status="being removed")
+    return {**image, "deleted": False, "user_data": argument["user_data"], "digest": argument["digest"]}
+
+
+def withdraw_copy(repo: Repository, session: leases.Session, argument: Argument) -> None:
+    """Takes back what `begin_copy` made for a job that was refused. argument: image_id, job_id."""
+    image_id = argument["image_id"]
+    with repo.owning(session, exclusive=[image_id]):
+        work = repo.get(image_id)["work"]
+        if (work["job_id"], work["state"]) == (argument["job_id"], "queued"):
+            removal.discard(repo, session, image_id)
+
+
+# -- setImageUserData ------------------------------------------------------------------------------------------------
+
+
+def set_user_data(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """Replaces an image's userData; also while a VM runs on it. argument: image_id, user_data, generation (or None)."""
+
+    def change(image: record.Record) -> record.Record:
+        if image["deleted"]:
+            raise errors.NoSuchImage(image_id=image["id"], where=repo.repo_id)
+        models.check_generation(image, argument["generation"])
+        return {**image, "user_data": argument["user_data"], "writer": models.writer(repo.host_id)}
+
+    repo.update(session, argument["image_id"], change)
+    return {"image_id": argument["image_id"]}
+
+
+# -- shared ----------------------------------------------------------------------------------------------------------
+
+
+def same_request(repo: Repository, argument: Argument) -> record.Record | None:
+    """The image that an earlier call of the same request made or began, None when the id is free (trap 25)."""
+    known = repo.find(argument["image_id"])
+    if known is not None and (known["deleted"] or known["digest"] != argument["digest"]):
+        raise errors.ImageExists(image_id=known["id"], repo_id=repo.repo_id)
+    return known
+
+
+def _answer(image: record.Record) -> Answer:
+    """A job's id only while its work is open: an image that is there needs no waiting."""
+    return {"image_id": image["id"], "job_id": image["work"]["job_id"] if models.is_open(image) else None}
+
+
+Intent = Callable[[Repository, leases.Session, Argument], Any]

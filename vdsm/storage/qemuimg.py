@@ -1,0 +1,92 @@
+"""qemu-img: command lines, and the rules that all of them keep.
+
+No format is ever guessed, and no backing name is ever taken from a header: a source is given as its whole chain, built
+here from records, with the format of every layer and an explicit end (traps 34 and 42). Images are read and written
+past the page cache. Tools that parse what guests or strangers wrote run under `limits`.
+
+The functions build argument lists; `run` is for the quick ones, jobs run the long ones through their worker.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vdsm import errors, programs, sizes
+from vdsm.storage import models
+
+# An image is made in milliseconds; a preallocated one in seconds where the file system knows fallocate.
+QUICK_S = 25.0
+# Parallel coroutines of a raw copy: what it takes to keep a disk busy.
+_COROUTINES = 16
+
+
+class Layer(NamedTuple):
+    """One image file of a chain."""
+
+    path: str
+    format: str
+
+
+def source(chain: Sequence[Layer]) -> str:
+    """The name under which qemu-img opens `chain`, top first, without looking at what the headers name."""
+    node: dict[str, Any] | None = None
+    for layer in reversed(chain):
+        below = node
+        node = {"driver": layer.format, "file": {"driver": "file", "filename": layer.path}}
+        if layer.format != models.RAW:
+            node["backing"] = below
+    return "json:" + json.dumps(node)
+
+
+def create(target: Layer, size_bytes: int, backing: Layer | None = None) -> list[str]:
+    """An empty image; a raw one preallocated. With `backing` an overlay, which is not opened: its format is told.
+
+    The header names the backing relative to the overlay, so that a repository may move.
+    """
+    where = ["-u", "-b", backing.path.rpartition("/")[2], "-F", backing.format] if backing else []
+    options = ["-o", "preallocation=falloc"] if target.format == models.RAW else []
+    return ["qemu-img", "create", "-q", "-f", target.format, *options, *where, target.path, str(size_bytes)]
+
+
+def convert(chain: Sequence[Layer], target: Layer) -> list[str]:
+    """A whole copy of `chain`, made anew, with progress on its output.
+
+    Raw targets are preallocated and written out of order, which is fastest; a qcow2 written out of order would have its
+    clusters scattered.
+    """
+    fast = ["-W", "-m", str(_COROUTINES), "-o", "preallocation=falloc"] if target.format == models.RAW else []
+    uncached = ["-t", "none", "-T", "none"]
+    return ["qemu-img", "convert", "-p", *fast, *uncached, "-O", target.format, source(chain), target.path]
+
+
+def resize(target: Layer, size_bytes: int) -> list[str]:
+    """Grows an image."""
+    return ["qemu-img", "resize", "-q", "-f", target.format, target.path, str(size_bytes)]
+
+
+def measure(chain: Sequence[Layer], target_format: str) -> list[str]:
+    """Prints JSON: "required" bytes for a copy of `chain`."""
+    return ["qemu-img", "measure", "--output", "json", "-O", target_format, source(chain)]
+
+
+def percent(line: str) -> int | None:
+    """The whole percents of a progress line, `    (41.23/100%)`."""
+    number, slash, _ = line.strip().removeprefix("(").partition("/100%)")
+    return int(float(number)) if slash else None
+
+
+def limits(size_bytes: int) -> programs.Limits:
+    """For an image of this size: memory for the tables of the largest, CPU for one that must be decompressed."""
+    return programs.Limits(address_space_bytes=2 * sizes.GIB, cpu_s=600 + 60 * (size_bytes // sizes.GIB))
+
+
+def run(argv: list[str], fds: Sequence[int], size_bytes: int) -> bytes:
+    """Runs a quick command with `fds` inherited and returns its output. Raises `ToolFailed`, `DeadlinePassed`."""
+    completed = programs.run(argv, timeout_s=QUICK_S, pass_fds=fds, limits=limits(size_bytes))
+    return programs.check(completed, "qemu-img").stdout
+
+
+def explain(error: errors.ToolFailed, repo_id: str) -> errors.VdsmError:
+    """The failure in the words of the one who asked: a full repository is no broken tool."""
+    full = any("No space left on device" in line for line in error.facts.get("output", ()))
+    return errors.RepositoryFull(repo_id=repo_id) if full else error

@@ -1,0 +1,92 @@
+"""Taking images away: the deleted flag, and cleaning what nobody needs any more.
+
+Data goes before the record that names it, the record before its slot. Runs in a repository's I/O child or in a worker.
+"""
+
+from typing import Any
+
+from vdsm import errors, leases, record
+from vdsm.storage import chain, models
+from vdsm.storage.repository import Repository
+
+
+def remove_image(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:
+    """Removes an image for its callers, and from storage what nobody needs then.
+
+    argument: image_id, generation (expected, or None). Answers {"cleaned": ids of what has left storage}; empty as long
+    as another image is based on it. Removing a deleted image again goes on with the cleaning.
+
+    A snapshot is only flagged, so it can go while VMs run on top of it. Anything that somebody may write, a disk or an
+    image in the making, needs its data lease.
+
+    Killed: before [C] nothing has happened; after it the record says deleted, and its data goes when somebody cleans.
+    """
+    image_id = argument["image_id"]
+    image = repo.get(image_id)
+    if not image["deleted"]:
+        mutable = image["kind"] == models.DISK or image["status"] == models.BROKEN
+        with repo.owning(session, exclusive=[image_id] if mutable else []):
+            repo.update(session, image_id, lambda found: _deleted(repo, found, argument["generation"]))  # [C]
+    return {"cleaned": clean(repo, session, image_id)}
+
+
+def _deleted(repo: Repository, image: record.Record, expected: int | None) -> record.Record:
+    models.check_generation(image, expected)
+    if image["work"] and image["work"]["state"] == "queued" and image["work"]["host_id"] != repo.host_id:
+        raise models.busy(image)  # the other host's worker would take it up any moment (trap 24)
+    return {**image, "deleted": True, "writer": models.writer(repo.host_id)}
+
+
+def clean(repo: Repository, session: leases.Session, image_id: str | None) -> list[str]:
+    """Takes a deleted image from storage when nobody needs it, then its base by the same rule, and so on.
+
+    Returns the ids of what has gone. What is in use, needed or not deleted stays as it is; nothing is raised for it.
+
+    Killed: the image stays deleted and broken, with this work in its record, its data there or not.
+    """
+    cleaned: list[str] = []
+    while image_id is not None:
+        try:
+            with repo.owning(session, exclusive=[image_id]):
+                image = _clean_one(repo, session, image_id)
+        except (errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage):
+            break
+        if image is None:
+            break
+        cleaned.append(image_id)
+        image_id = image["base"]
+    return cleaned
+
+
+def _clean_one(repo: Repository, session: leases.Session, image_id: str) -> record.Record | None:
+    """The image that has gone, or None when it has to stay. The lease is held: nobody gets to need it now (trap 36)."""
+    image = repo.find(image_id)
+    if image is None or not image["deleted"] or chain.dependents(image_id, entities(repo)):
+        return None
+    repo.update(session, image_id, lambda found: _being_cleaned(repo, found))
+    discard(repo, session, image_id)
+    return image
+
+
+def _being_cleaned(repo: Repository, image: record.Record) -> record.Record:
+    """Broken from here on: a copy of the same snapshot must not find it whole and undelete it (trap 38)."""
+    names = (image["work"] or {}).get("names", {})
+    return {**image, "status": models.BROKEN, "work": models.work("clean", repo.host_id, names)}
+
+
+def discard(repo: Repository, session: leases.Session, image_id: str) -> None:
+    """Takes an image from storage whatever its state: data, record, slot. A slot without record goes too.
+
+    The caller holds its data lease inside `owning` and knows that nobody needs it.
+    """
+    carried = repo.data_names()  # before the records are listed (trap 37)
+    image = repo.find(image_id)
+    if image is not None:
+        for name in chain.unused_data(image, carried, entities(repo)):
+            repo.remove_data(name)
+    repo.free(session, repo.slot(image_id))
+
+
+def entities(repo: Repository) -> list[record.Record]:
+    """All records of the repository: images and VMs."""
+    return [*repo.images().values(), *repo.vms().values()]
