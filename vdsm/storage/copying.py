@@ -1,0 +1,109 @@
+"""Filling an image from other storage: the job body of copyImage, and the parts that other bodies share.
+
+The request has written the target's record (`intents.begin_copy`): broken, the work queued, the data named. The worker
+holds the target's data lease exclusively and those of the whole source chain shared. Then
+
+    measure     the source's records are as planned; there is room for what the copy needs
+    copy        the data is made anew, whole, past the page cache; flushed to stable storage when the tool has ended
+    (final)     record: optimized or degraded, generation + 1
+
+A crash leaves a broken target whose record says how far it was; its data is never opened, only replaced or removed.
+Failure: the data goes, the record stays, broken, with the reason. Abort: data, record and slot go.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from vdsm import errors, leases, record
+from vdsm.jobs import worker
+from vdsm.storage import formats, models, qemuimg
+from vdsm.storage.repository import Repository
+
+MEASURE, COPY = "measure", "copy"
+
+
+class Filling(worker.Body):
+    """What fills an image that `begin_copy` has begun. argument: target (a description), image_id, and the source."""
+
+    stages = (MEASURE, COPY)
+
+    def target(self, argument: worker.Argument) -> Repository:
+        return formats.open(argument["target"])
+
+    def entity(self, argument: worker.Argument) -> record.Slot:
+        return self.target(argument).slot(argument["image_id"])
+
+    def leases(self, argument: worker.Argument) -> list[leases.Lease]:
+        return [self.entity(argument).data_lease()]
+
+    def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
+        return {"status": models.settled(known)}
+
+    def undo(self, ctx: worker.Context) -> None:
+        repo = self.target(ctx.argument)
+        image = repo.find(ctx.argument["image_id"])
+        if image is not None:
+            repo.remove_data(image["data"]["name"])
+
+    def aborted(self, ctx: worker.Context, known: record.Record) -> None:
+        """Nothing is left: the slot goes too, and its lease with it."""
+        repo = self.target(ctx.argument)
+        with leases.Session() as session:
+            repo.free(session, self.entity(ctx.argument))
+
+
+@worker.body("copyImage")
+class CopyImage(Filling):
+    """argument: target, image_id; source (a description), layers (records of the source's chain as planned)."""
+
+    def leases(self, argument: worker.Argument) -> list[leases.Lease]:
+        source = formats.open(argument["source"])
+        chain = [source.slot(layer["id"]).data_lease(shared=True) for layer in argument["layers"]]
+        return [*super().leases(argument), *chain]
+
+    def run(self, ctx: worker.Context) -> None:
+        source = formats.open(ctx.argument["source"])
+        check_unchanged(source, ctx.argument["layers"])
+        fill(ctx, self.target(ctx.argument), ctx.record, layers_of(source, ctx.argument["layers"]))
+
+
+def check_unchanged(source: Repository, layers: Sequence[record.Record]) -> None:
+    """Raises `RecordChanged` unless the chain is what the request was planned with. Its leases are held."""
+    for planned in layers:
+        found = source.get(planned["id"])
+        for field in ("data", "base", "status", "generation"):
+            if found[field] != planned[field]:
+                raise errors.RecordChanged(entity=planned["id"], state=f"{field} is {found[field]}")
+
+
+def layers_of(repo: Repository, images: Sequence[record.Record]) -> list[qemuimg.Layer]:
+    """The files of a chain of images."""
+    return [qemuimg.Layer(repo.data_path(image["data"]["name"]), image["data"]["format"]) for image in images]
+
+
+def fill(ctx: worker.Context, target: Repository, image: record.Record, chain: Sequence[qemuimg.Layer]) -> None:
+    """Makes the data of `image` a whole copy of `chain`, on stable storage at return. Stages "measure" and "copy".
+
+    The worker holds the leases of all of it. Raises `RepositoryFull`, before anything is written if that can be known.
+    """
+    limits = qemuimg.limits(image["size_bytes"])
+    data_format = image["data"]["format"]
+    ctx.stage(MEASURE)
+    said = ctx.tool(qemuimg.measure(chain, data_format), limits=limits).stdout
+    if json.loads(said)["required"] > target.space().free_bytes:
+        raise errors.RepositoryFull(repo_id=target.repo_id)
+    ctx.stage(COPY)
+    try:
+        with target.making(image["data"]["name"]) as path:
+            made = qemuimg.Layer(path, data_format)
+            ctx.tool(qemuimg.convert(chain, made), on_line=lambda line: _tell(ctx, line), limits=limits)
+            ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
+    except errors.ToolFailed as error:
+        raise qemuimg.explain(error, target.repo_id) from error
+
+
+def _tell(ctx: worker.Context, line: str) -> None:
+    percent = qemuimg.percent(line)
+    if percent is not None:
+        ctx.progress(percent)

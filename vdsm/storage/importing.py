@@ -1,0 +1,62 @@
+"""importImage: a file of this host becomes a virtual disk.
+
+The file is opened twice, by the request, to refuse it at once, and by the job; each time once: its header is read from
+a descriptor, and in the job the same descriptor, not the name, is what qemu-img reads. Where the descriptor leads, not
+what the path looks like, decides whether the file may be imported.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vdsm import errors, leases
+from vdsm.jobs import worker
+from vdsm.storage import copying, imageheader, intents, models, qemuimg
+from vdsm.storage.repository import Repository
+
+_LIMITS = imageheader.Limits(virtual_size_bytes=models.MAX_SIZE_BYTES)
+
+
+def begin_import(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:
+    """As `intents.begin_copy`, for the file `path` in `format`, which must lie under one of `allowed_dirs`.
+
+    Runs in the I/O child. Raises `BadImageFile`, `PathNotAllowed`; then nothing was made.
+    """
+    fd, size_bytes = _open(argument)
+    os.close(fd)
+    source = {"path": argument["path"], "format": argument["format"]}
+    whole = {**argument, "kind": models.DISK, "size_bytes": size_bytes, "verb": "importImage", "source": source}
+    return intents.begin_copy(repo, session, whole)
+
+
+@worker.body("importImage")
+class ImportImage(copying.Filling):
+    """argument: target, image_id; path, format, allowed_dirs."""
+
+    def run(self, ctx: worker.Context) -> None:
+        fd, size_bytes = _open(ctx.argument)
+        try:
+            if size_bytes != ctx.record["size_bytes"]:
+                raise errors.BadImageFile(path=ctx.argument["path"], reason="it has changed since the request")
+            # The tool's own descriptors are its own: it finds this process's one by the process's number.
+            layer = qemuimg.Layer(f"/proc/{os.getpid()}/fd/{fd}", ctx.argument["format"])
+            copying.fill(ctx, self.target(ctx.argument), ctx.record, [layer])
+        finally:
+            os.close(fd)
+
+
+def _open(argument: dict[str, Any]) -> tuple[int, int]:
+    """(descriptor, size of the disk) of a file that may be imported."""
+    _check_place(os.path.realpath(argument["path"]), argument)  # nothing is told about files that are elsewhere
+    fd, header = imageheader.open_checked(argument["path"], argument["format"], _LIMITS)
+    try:
+        _check_place(os.path.realpath(f"/proc/self/fd/{fd}"), argument)
+        return fd, models.size(header.virtual_size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _check_place(place: str, argument: dict[str, Any]) -> None:
+    if not any(Path(place).is_relative_to(os.path.realpath(directory)) for directory in argument["allowed_dirs"]):
+        raise errors.PathNotAllowed(path=argument["path"], allowed=", ".join(argument["allowed_dirs"]))
