@@ -1,0 +1,220 @@
+"""Storage: repositories, images, their records and leases. This file is the room's door; VMs, the api and main use it.
+
+    Storage            the agent's side: the storage verbs, and what VMs need of disks
+    open_repository    in a worker: a repository from its description
+    overlays           in a worker: hidden overlays on disks
+    copying            in a worker: filling an image with a whole copy
+
+What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of each verb: `intents.py`, `removal.py`.
+"""
+
+from typing import Any
+
+from supervdsm import client as helper_client
+from supervdsm import contract
+from vdsm import config, errors, events, forkserver, record
+from vdsm.jobs import job, registry
+from vdsm.storage import connected, copying, diskplans, fillings, formats, holders, images, importing, ioproc, overlays
+
+FORMATS = formats.NAMES
+DiskPlan = diskplans.DiskPlan
+open_repository = formats.open
+
+__all__ = ["FORMATS", "DiskPlan", "Storage", "copying", "open_repository", "overlays", "preload"]
+
+_IO_TIMEOUT_S = 10
+_IO_TIMEOUTS_S = range(1, 81)  # sanlock multiplies it by up to 14; it accepts what its watchdog can bear
+
+
+def preload() -> list[str]:
+    """Modules that the fork server must have loaded: the children's entry, and the job bodies."""
+    return [ioproc.__name__, copying.__name__, importing.__name__]
+
+
+class Storage:
+    """The storage service of the agent. Methods block for children, each with a deadline; any thread may call them.
+
+    Verbs take the wire's parameters in snake_case, `options` as in `images.OPTIONS`, and return plain dictionaries.
+    Besides what each names, verbs raise `NoSuchRepository`, `RepositoryStuck`, `WorkerDied`, `StorageFailed`; those
+    that change something also `LeaseNotReady`, `HostIdTaken`, `LeaseDaemonDown`.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        log: events.EventLog,
+        server: forkserver.ForkServer,
+        jobs: registry.Registry,
+        helper: helper_client.Helper,
+    ) -> None:
+        self._helper = helper
+        self._connections = connected.Connections(settings, log, server)
+        self._holders = holders.Holders(jobs, settings.host.id)
+        begun = fillings.Fillings(log, self._connections, jobs, self._holders)
+        self._images = images.Images(settings.storage, log, self._connections, begun, self._holders)
+
+    def start(self) -> None:
+        """Starts the thread that watches lockspaces. Nothing is connected yet: that is the caller's to say."""
+        self._connections.start()
+
+    def stop(self) -> None:
+        """Forgets all repositories; their lockspaces stay joined, since VMs run on."""
+        self._connections.stop()
+
+    def set_holder_lookup(self, lookup: holders.Lookup) -> None:
+        """`lookup(image_id)` names the VM of this host that runs on the image, or None; answers from memory."""
+        self._holders.set_lookup(lookup)
+
+    # -- repositories ------------------------------------------------------------------------------------------------
+
+    def format_storage_repository(
+        self, repo_format: str, parameters: dict[str, Any], options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Makes an empty repository; answers its header: name, format, io_timeout_s, sector_bytes, created, ...
+
+        options: ioTimeout, sanlock's, in seconds. Raises `NotEmpty` when there is anything at the place.
+        """
+        io_timeout_s = _io_timeout(options or {})
+        place = self._connections.place(repo_format, parameters)
+        try:
+            self._helper.call(contract.PrepareDirectory(place))
+        except contract.Unavailable as error:
+            raise errors.HelperUnavailable(reason=error.reason) from error
+        except contract.HelperError as error:
+            raise errors.HelperFailed(call="PrepareDirectory", reason=error.reason) from error
+        return self._connections.format(repo_format, parameters, io_timeout_s)
+
+    def connect_storage_repository(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Connects and answers; the lockspace joins behind the answer. Answers as `list_storage_repositories`."""
+        return self._connections.connect(repo_id, repo_format, parameters)
+
+    def disconnect_storage_repository(self, repo_id: str) -> None:
+        """Raises `RepositoryInUse`, naming the jobs and VMs that use it."""
+        self._connections.disconnect(repo_id, self._users)
+
+    def list_storage_repositories(self) -> list[dict[str, Any]]:
+        """{repo_id, repo_format, name, place, state, seconds_left, total_bytes, free_bytes} of each."""
+        return self._connections.infos()
+
+    def _users(self, connection: connected.Connection) -> list[str]:
+        found = connection.children.call("images", {}, connection.repo_ids[0])
+        return self._holders.users(connection.repo_ids, (image["id"] for image in found))
+
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    def import_image(
+        self,
+        target_repo_id: str,
+        path: str,
+        format: str,
+        user_data: Any = None,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A disk with the content of a host's file: {image_id, job_id}. Raises `BadImageFile`, `PathNotAllowed`."""
+        return self._images.import_file(target_repo_id, path, format, user_data or {}, _options(options))
+
+    def create_virtual_disk(
+        self,
+        target_repo_id: str,
+        size: int,
+        base_snapshot_id: str | None = None,
+        user_data: Any = None,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A new disk, complete: {image_id, job_id: None}. `size` is in bytes, rounded up to 4096; 0: the base's."""
+        given = _options(options)
+        return self._images.create_virtual_disk(target_repo_id, size, base_snapshot_id, user_data or {}, given)
+
+    def create_snapshot(
+        self,
+        target_repo_id: str,
+        base_virtual_disk_id: str,
+        user_data: Any = None,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A snapshot of a disk that no VM runs on, complete: {image_id, job_id: None}."""
+        return self._images.create_snapshot(target_repo_id, base_virtual_disk_id, user_data or {}, _options(options))
+
+    def copy_image(
+        self, target_repo_id: str, image_id: str, user_data: Any = None, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A whole copy: {image_id, job_id}; job_id None when the snapshot is there already. A snapshot keeps its id."""
+        return self._images.copy(target_repo_id, image_id, user_data or {}, _options(options))
+
+    def remove_image(self, repository_id: str, image_id: str, options: dict[str, Any] | None = None) -> None:
+        """The id is gone at return; what other images are based on stays with them."""
+        self._images.remove(repository_id, image_id, _options(options))
+
+    def get_image_status(self, repository_id: str, image_id: str) -> dict[str, Any]:
+        """{image_id, status, generation, host_id, stage "X/Y", percent_complete, last_error, work}."""
+        return self._images.status(repository_id, image_id)
+
+    def get_image(self, repository_id: str, image_id: str) -> dict[str, Any]:
+        """{image_id, repo_id, kind, status, size, stored_size, generation, user_data, created}; sizes in bytes."""
+        return self._images.get(repository_id, image_id)
+
+    def list_images(self, repository_id: str) -> list[dict[str, Any]]:
+        """All images that are not deleted, as `get_image`, in the order in which they were made."""
+        return self._images.all(repository_id)
+
+    def set_image_user_data(
+        self, repository_id: str, image_id: str, user_data: Any, options: dict[str, Any] | None = None
+    ) -> None:
+        """Replaces the image's userData; also while a VM runs on it."""
+        self._images.set_user_data(repository_id, image_id, user_data, _options(options))
+
+    # -- for VMs -----------------------------------------------------------------------------------------------------
+
+    def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> DiskPlan:
+        """See `images.Images.plan_disk`; without `repo_id` the image is looked for in all repositories."""
+        return self._images.plan_disk(image_id, repo_id, writable=writable)
+
+    def repo_name(self, repo_id: str) -> str:
+        """The persistent name of a connected repository."""
+        return self._connections.get(repo_id).name
+
+    def repo_id_of(self, name: str) -> str | None:
+        """An id under which the repository of that persistent name is connected, if it is."""
+        return self._connections.id_of(name)
+
+    def description(self, repo_id: str) -> dict[str, Any]:
+        """What `open_repository` makes the repository of, in any process; JSON."""
+        return self._connections.description(repo_id)
+
+    def gate(self, repo_ids: list[str]) -> job.Gate:
+        """For jobs: why they cannot start yet."""
+        return self._connections.gate(repo_ids)
+
+    def ensure_vm(self, repo_id: str, vm_id: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """{"slot": [lockspace, name, path, offset], "record"}: made with `fields` if there is none, else left alone."""
+        made = self._connections.write(repo_id, "ensure_vm", {"vm_id": vm_id, "fields": fields})
+        return {"slot": list(self._connections.get(repo_id).repository.vm_slot(vm_id)), "record": made}
+
+    def read_vm(self, repo_id: str, vm_id: str) -> record.Record:
+        """The VM's record. Raises `NoRecord`."""
+        found: record.Record | None = self._connections.read(repo_id, "vm", {"vm_id": vm_id})
+        if found is None:
+            raise errors.NoRecord(path=vm_id, reason=f"no such VM in {repo_id}")
+        return found
+
+    def finish_vm(self, repo_id: str, vm_id: str, changes: dict[str, Any]) -> record.Record:
+        """Changes the VM's record, under its record lease alone; returns it. Raises `NoRecord`."""
+        argument = {"vm_id": vm_id, "changes": changes}
+        changed: record.Record = self._connections.write(repo_id, "change_vm", argument)
+        return changed
+
+
+def _options(given: dict[str, Any] | None) -> images.Options:
+    given = given or {}
+    for name in given.keys() - images.OPTIONS.keys():
+        raise errors.InvalidParameters(parameter=f"options.{name}", reason="unknown")
+    return {**images.OPTIONS, **given}
+
+
+def _io_timeout(options: dict[str, Any]) -> int:
+    for name in options.keys() - {"ioTimeout"}:
+        raise errors.InvalidParameters(parameter=f"options.{name}", reason="unknown")
+    found = options.get("ioTimeout", _IO_TIMEOUT_S)
+    if type(found) is not int or found not in _IO_TIMEOUTS_S:
+        raise errors.InvalidParameters(parameter="options.ioTimeout", reason="must be 1 to 80 seconds")
+    return found

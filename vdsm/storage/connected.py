@@ -1,0 +1,311 @@
+"""The repositories that are connected: who they are, whether their lockspace is joined, and where an image is.
+
+Connecting reads the header in a child and answers; the lockspace joins behind it. A directory that is connected under
+two ids is one lockspace with two names: it is left with the last of them (trap 13). Nothing is persisted.
+
+Runs in the agent; methods may be called from any thread, and block for a child's answer at most.
+"""
+
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vdsm import config, errors, events, forkserver, logs, periodic
+from vdsm.jobs import job
+from vdsm.record import Record
+from vdsm.storage import formats, ioproc, lockspaces, models, repository
+
+_log = logs.get("storage.connected")
+
+POLL_S = 0.25
+# An image is searched in this many repositories at once; more wait. A stuck one holds its thread until its deadline.
+_SEARCHES = 8
+# How long (seconds) a list of repositories waits for one to tell its free space.
+SPACE_S = 1.0
+# A disconnect waits for this many io_timeouts until sanlock is out of the lockspace.
+_LEAVE = 4
+
+Info = dict[str, Any]
+
+
+class Connection:
+    """One repository, under one or more ids."""
+
+    def __init__(
+        self, description: repository.Description, header: Record, children: ioproc.Children, tell: Callable[[], None]
+    ) -> None:
+        self.description = description
+        self.header = header
+        self.repository = formats.open(description)
+        self.children = children
+        self.repo_ids: list[str] = []
+        self.membership = lockspaces.Membership(
+            self.repository.lockspace(), header["io_timeout_s"], header["holder"], lambda _: tell()
+        )
+
+    @property
+    def name(self) -> str:
+        return self.repository.name
+
+    @property
+    def place(self) -> str:
+        return self.repository.place
+
+    def info(self, repo_id: str) -> Info:
+        """All that is known without asking storage."""
+        left_s = None if self.membership.state == lockspaces.JOINED else round(self.membership.seconds_left)
+        return {
+            **{"repo_id": repo_id, "repo_format": self.repository.format, "name": self.name, "place": self.place},
+            **{"state": self.membership.state, "seconds_left": left_s, "total_bytes": None, "free_bytes": None},
+        }
+
+
+class Connections:
+    def __init__(self, settings: config.Config, log: events.EventLog, server: forkserver.ForkServer) -> None:
+        self._config = settings
+        self._events = log
+        self._server = server
+        self._lock = threading.Lock()
+        self._connected: dict[str, Connection] = {}  # by repo_id
+        self._changing: set[str] = set()  # ids that are being connected or disconnected
+        self._probes: dict[str, ioproc.Children] = {}  # by place; kept while a child of theirs is stuck
+        self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
+        self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Forgets all repositories. Their lockspaces stay joined: running VMs hold leases in them."""
+        self._poller.stop()
+        self._searches.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            connections = set(self._connected.values())
+            self._connected.clear()
+        for connection in connections:
+            connection.children.close()
+
+    def place(self, repo_format: str, parameters: dict[str, Any]) -> str:
+        """Where a repository of these parameters is. Touches nothing."""
+        return str(self._describe(repo_format, parameters, repo_id="")["place"])
+
+    # -- connecting --------------------------------------------------------------------------------------------------
+
+    def format(self, repo_format: str, parameters: dict[str, Any], io_timeout_s: int) -> Info:
+        """Makes an empty repository. Answers its header. Raises `NotEmpty` when there is anything at the place."""
+        description = self._describe(repo_format, parameters, repo_id="")
+        header: Record = self._probe(description, "format_repository", {"io_timeout_s": io_timeout_s})
+        return header
+
+    def connect(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> Info:
+        """Connects; the lockspace joins behind. Connecting the same again is fine. Answers as `info`.
+
+        Raises `RepositoryExists` when the id stands for another repository, or another place has one of this name;
+        `NotARepository`, `RepositoryStuck`, and what the format raises for its parameters.
+        """
+        description = self._describe(repo_format, parameters, repo_id)
+        with self._exclusively(repo_id):
+            header = self._probe(description, "header", {"host_name": self._config.host.name})
+            whole = {name: header[name] for name in ("name", "place", "sector_bytes")}
+            connection, new = self._enter(repo_id, {**description, **whole}, header)
+        if new:
+            connection.membership.join()
+            self._publish(repo_id, connection)
+        return connection.info(repo_id)
+
+    def disconnect(self, repo_id: str, users: Callable[[Connection], list[str]]) -> None:
+        """Forgets the id; with the last one of a repository its lockspace is left first.
+
+        Raises `RepositoryInUse` with what `users` answers, and when somebody holds a lease: a lockspace that is left
+        all the same would have its holders killed (trap 13).
+        """
+        with self._exclusively(repo_id):
+            connection = self.get(repo_id)
+            if connection.repo_ids == [repo_id]:
+                self._leave(repo_id, connection, users(connection))
+            with self._lock:
+                connection.repo_ids.remove(repo_id)
+                del self._connected[repo_id]
+            if not connection.repo_ids:
+                connection.children.close()
+        self._events.publish("repository", repo_id, {"state": "disconnected", "name": connection.name})
+
+    def _describe(self, repo_format: str, parameters: dict[str, Any], repo_id: str) -> repository.Description:
+        return formats.describe(repo_format, parameters, repo_id, self._config.host.id, self._config.storage)
+
+    @contextlib.contextmanager
+    def _exclusively(self, repo_id: str) -> Iterator[None]:
+        """One connect or disconnect of an id at a time; a second one is refused, not queued behind storage."""
+        with self._lock:
+            if repo_id in self._changing:
+                raise errors.RepositoryInUse(repo_id=repo_id, users="another connect or disconnect")
+            self._changing.add(repo_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changing.discard(repo_id)
+
+    def _probe(self, description: repository.Description, function: str, argument: dict[str, Any]) -> Any:
+        """Asks a child about a place that is not connected. Children that are stuck there count for the next probe."""
+        place = description["place"]
+        with self._lock:
+            children = self._probes.setdefault(place, self._children(description))
+        try:
+            return children.call(function, argument, description["repo_id"])
+        finally:
+            with self._lock:
+                if not children.in_use() and self._probes.get(place) is children:
+                    del self._probes[place]
+                    children.close()
+
+    def _children(self, description: repository.Description) -> ioproc.Children:
+        storage = self._config.storage
+        return ioproc.Children(self._server, description, storage.io_children, storage.io_deadline_s)
+
+    def _enter(self, repo_id: str, description: repository.Description, header: Record) -> tuple[Connection, bool]:
+        with self._lock:
+            known = self._connected.get(repo_id)
+            same = next((found for found in self._connected.values() if found.name == header["name"]), None)
+            for other in filter(None, (known, same)):
+                if (other.name, other.place) != (header["name"], header["place"]):
+                    raise errors.RepositoryExists(repo_id=other.repo_ids[0], place=other.place)
+            if same is None:
+                same = Connection(
+                    description, header, self._children(description), lambda: self._tell_all(header["name"])
+                )
+            if repo_id not in same.repo_ids:
+                same.repo_ids.append(repo_id)
+            self._connected[repo_id] = same
+            return same, len(same.repo_ids) == 1 and known is None
+
+    def _leave(self, repo_id: str, connection: Connection, users: list[str]) -> None:
+        if users:
+            raise errors.RepositoryInUse(repo_id=repo_id, users=", ".join(users))
+        wait_s = _LEAVE * connection.header["io_timeout_s"] + self._config.storage.io_deadline_s
+        with connection.membership.leaving():
+            try:
+                connection.children.call("leave_lockspace", {}, repo_id, wait_s)
+            except errors.LeaseHeld as error:
+                raise errors.RepositoryInUse(repo_id=repo_id, users=error.facts["holder"]) from error
+
+    # -- what is connected -------------------------------------------------------------------------------------------
+
+    def get(self, repo_id: str) -> Connection:
+        with self._lock:
+            try:
+                return self._connected[repo_id]
+            except KeyError:
+                raise errors.NoSuchRepository(repo_id=repo_id) from None
+
+    def infos(self) -> list[Info]:
+        """What is connected, in the order of ids. A repository that does not answer at once has no space."""
+        with self._lock:
+            found = {repo_id: connection.info(repo_id) for repo_id, connection in sorted(self._connected.items())}
+        asked = {self._searches.submit(self._space, repo_id): repo_id for repo_id in found}
+        done, _ = concurrent.futures.wait(asked, SPACE_S)
+        return [*{**found, **{asked[one]: {**found[asked[one]], **one.result()} for one in done}}.values()]
+
+    def _space(self, repo_id: str) -> dict[str, int]:
+        try:
+            space: dict[str, int] = self.read(repo_id, "space", {})
+        except errors.VdsmError:
+            return {}
+        return space
+
+    def id_of(self, name: str) -> str | None:
+        """An id under which the repository of that persistent name is connected."""
+        with self._lock:
+            return next((repo_id for repo_id, found in self._connected.items() if found.name == name), None)
+
+    def description(self, repo_id: str) -> repository.Description:
+        """What makes the repository in another process, with the id under which it is meant here."""
+        return {**self.get(repo_id).description, "repo_id": repo_id}
+
+    def read(self, repo_id: str, function: str, argument: dict[str, Any]) -> Any:
+        """Asks a child of the repository; works before the lockspace is joined."""
+        return self.get(repo_id).children.call(function, argument, repo_id)
+
+    def write(self, repo_id: str, function: str, argument: dict[str, Any]) -> Any:
+        """Lets a child change something. Raises `LeaseNotReady` when the lockspace does not join within its wait."""
+        connection = self.get(repo_id)
+        connection.membership.wait(repo_id, self._config.storage.join_wait_s)
+        return connection.children.call(function, argument, repo_id)
+
+    def gate(self, repo_ids: list[str]) -> job.Gate:
+        """Why a job on these repositories cannot start yet. From memory; a repository that has gone fails the job."""
+
+        def ask() -> job.Wait | None:
+            for repo_id in repo_ids:
+                membership = self.get(repo_id).membership
+                if membership.state != lockspaces.JOINED:
+                    return job.Wait(f"repository {repo_id}: {membership.reason}", membership.seconds_left)
+            return None
+
+        return ask
+
+    # -- finding images ----------------------------------------------------------------------------------------------
+
+    def find(self, image_id: str, among: list[str] | None = None, hints: dict[str, str] | None = None) -> str:
+        """The id of a repository that holds the image: the first whole copy seen, in no order.
+
+        `among` narrows the search to these repositories, a hint for the image to one. Deleted and broken copies do not
+        count (trap 38), unless there is nothing but a broken one. Raises `NoSuchImage`; `RepositoryStuck` when it may
+        be in a repository that does not answer.
+        """
+        if hints and image_id in hints:
+            wanted = [hints[image_id]]
+        else:
+            with self._lock:
+                wanted = list(self._connected) if among is None else among
+        broken: str | None = None
+        silent: errors.VdsmError | None = None
+        for repo_id, image in self._ask_all(wanted, image_id):
+            if isinstance(image, errors.VdsmError):
+                silent = image
+            elif image and not image["deleted"]:
+                if image["status"] != models.BROKEN:
+                    return repo_id
+                broken = repo_id
+        if broken is not None:
+            return broken
+        raise silent or errors.NoSuchImage(image_id=image_id, where=", ".join(wanted) or "no connected repository")
+
+    def _ask_all(self, repo_ids: list[str], image_id: str) -> Iterator[tuple[str, Record | errors.VdsmError | None]]:
+        """(repository, its record of the image or why it does not answer), as the answers come."""
+        for repo_id in repo_ids:
+            self.get(repo_id)  # a name that is not connected is the caller's mistake
+        if len(repo_ids) == 1:
+            yield repo_ids[0], self._ask(repo_ids[0], image_id)
+            return
+        asked = {self._searches.submit(self._ask, repo_id, image_id): repo_id for repo_id in repo_ids}
+        for answer in concurrent.futures.as_completed(asked):
+            yield asked[answer], answer.result()
+
+    def _ask(self, repo_id: str, image_id: str) -> Record | errors.VdsmError | None:
+        try:
+            found: Record | None = self.read(repo_id, "find", {"image_id": image_id})
+        except errors.VdsmError as error:
+            return error
+        return found
+
+    # -- the poller --------------------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        with self._lock:
+            connections = {id(found): found for found in self._connected.values()}
+        for connection in connections.values():
+            connection.membership.poll()
+
+    def _tell_all(self, name: str) -> None:
+        with self._lock:
+            found = [(repo_id, known) for repo_id, known in self._connected.items() if known.name == name]
+        for repo_id, connection in found:
+            self._publish(repo_id, connection)
+
+    def _publish(self, repo_id: str, connection: Connection) -> None:
+        membership = connection.membership
+        told = {"name": connection.name, "state": membership.state, "reason": membership.reason or None}
+        self._events.publish("repository", repo_id, told)

@@ -1,0 +1,50 @@
+"""What a VM needs to run on an image. Pure: computed from records, and checked again by QEMU's launcher."""
+
+from typing import Any, NamedTuple
+
+from vdsm import leases
+from vdsm.record import Record
+from vdsm.storage.repository import Repository
+
+# What the launcher compares under the leases: anything else may change while the VM is being started.
+_EXPECTED = ("status", "data", "base", "deleted")
+
+
+class DiskPlan(NamedTuple):
+    """Where an image is, what it is made of, what QEMU must hold, and what must still be so then.
+
+    `backing` is the chain below, the nearest first, {"path", "format"} each. `records` are for the launcher:
+    {"slot": [lockspace, name, path, offset], "expect": {field: value}} each.
+    """
+
+    repo_id: str
+    repo_name: str
+    image_id: str
+    path: str
+    format: str
+    size_bytes: int
+    backing: list[dict[str, str]]
+    leases: list[leases.Lease]
+    records: list[dict[str, Any]]
+
+
+def plan(repo: Repository, repo_id: str, images: list[Record], *, writable: bool) -> DiskPlan:
+    """For `images`, a chain with its top first. The top is held exclusively when it is `writable`, the rest shared."""
+    top, *_ = images
+    slots = [repo.slot(image["id"]) for image in images]
+    held = [slot.data_lease(shared=not (writable and slot.name == top["id"])) for slot in slots]
+    checks = [{name: image[name] for name in _EXPECTED} for image in images]
+    file, *backing = [
+        {"path": repo.data_path(image["data"]["name"]), "format": image["data"]["format"]} for image in images
+    ]
+    return DiskPlan(
+        repo_id=repo_id,
+        repo_name=repo.name,
+        image_id=top["id"],
+        path=file["path"],
+        format=file["format"],
+        size_bytes=top["size_bytes"],
+        backing=backing,
+        leases=held,
+        records=[{"slot": list(slot), "expect": expect} for slot, expect in zip(slots, checks, strict=True)],
+    )

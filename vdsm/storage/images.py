@@ -1,0 +1,199 @@
+"""The verbs of images, on the agent's side: find the image, plan, let a child do it.
+
+Every method blocks for children of the repositories that it names, never longer than their deadlines, and may be
+called from any thread. `options` has all of `OPTIONS`. Answers are plain dictionaries in snake_case.
+"""
+
+from typing import Any
+
+from vdsm import config, errors, events, ids, logs
+from vdsm.record import Record
+from vdsm.storage import chain, connected, diskplans, fillings, holders, models
+
+_log = logs.get("storage.images")
+
+Options = dict[str, Any]
+Answer = dict[str, Any]
+
+# What callers may ask for beside a verb's own parameters, and what they get when they do not.
+OPTIONS: Options = {
+    **{"image_id": None, "job_id": None, "generation": None, "strategy": models.SPACE},
+    **{"participating_repositories": None, "image_hints": {}},
+}
+
+
+class Images:
+    def __init__(
+        self,
+        storage: config.Storage,
+        log: events.EventLog,
+        connections: connected.Connections,
+        jobs: fillings.Fillings,
+        at_it: holders.Holders,
+    ) -> None:
+        self._storage = storage
+        self._events = log
+        self._connections = connections
+        self._fillings = jobs
+        self._holders = at_it
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    def create_virtual_disk(
+        self, repo_id: str, size_bytes: int, base: str | None, user_data: Any, options: Options
+    ) -> Answer:
+        models.check_user_data(user_data)
+        asked = {"base": base, "strategy": options["strategy"], "user_data": user_data}
+        request = {**asked, "size_bytes": 0 if base and not size_bytes else models.size(size_bytes)}
+        told = {"image_id": options["image_id"] or ids.new(), "digest": models.digest("createVirtualDisk", request)}
+        made: Answer = self._write(repo_id, "create_virtual_disk", {**request, **told})
+        self._publish(repo_id, made["image_id"], "created")
+        return made
+
+    def create_snapshot(self, repo_id: str, disk_id: str, user_data: Any, options: Options) -> Answer:
+        models.check_user_data(user_data)
+        self._refuse_active(repo_id, disk_id)
+        request = {"disk_id": disk_id, "user_data": user_data}
+        told = {"image_id": options["image_id"] or ids.new(), "digest": models.digest("createSnapshot", request)}
+        argument = {**request, **told, "generation": options["generation"]}
+        made: Answer = self._write(repo_id, "create_snapshot", argument)
+        self._publish(repo_id, made["image_id"], "created")
+        self._publish(repo_id, disk_id, "snapshot")
+        return made
+
+    def copy(self, repo_id: str, source_id: str, user_data: Any, options: Options) -> Answer:
+        models.check_user_data(user_data)
+        among, hints = options["participating_repositories"], options["image_hints"]
+        from_repo = self._connections.find(source_id, among, hints)
+        asked = {"image_id": source_id, "generation": options["generation"]}
+        layers: list[Record] = self._write(from_repo, "plan_copy", asked)
+        target = {name: layers[0][name] for name in ("kind", "size_bytes")}
+        source = {"repo": self._connections.get(from_repo).name, "image_id": source_id}
+        order = fillings.Order(
+            verb="copyImage",
+            intent="begin_copy",
+            image_id=_copy_id(layers[0], options["image_id"]),
+            wanted={**target, "source": source},
+            argument={"source": self._connections.description(from_repo), "layers": layers},
+            request={"source": source_id, "strategy": options["strategy"], "user_data": user_data},
+            reads=tuple(layer["id"] for layer in layers),
+            from_repos=(from_repo,),
+        )
+        return self._fillings.begin(repo_id, order, options)
+
+    def import_file(self, repo_id: str, path: str, image_format: str, user_data: Any, options: Options) -> Answer:
+        models.check_user_data(user_data)
+        if image_format not in (models.RAW, models.QCOW2):
+            raise errors.InvalidParameters(parameter="format", reason="must be raw or qcow2")
+        file = {"path": path, "format": image_format, "allowed_dirs": list(self._storage.import_dirs)}
+        order = fillings.Order(
+            verb="importImage",
+            intent="begin_import",
+            image_id=options["image_id"] or ids.new(),
+            wanted=file,
+            argument=file,
+            request={**file, "strategy": options["strategy"], "user_data": user_data},
+        )
+        return self._fillings.begin(repo_id, order, options)
+
+    # -- changing and removing ---------------------------------------------------------------------------------------
+
+    def remove(self, repo_id: str, image_id: str, options: Options) -> None:
+        self._refuse_active(repo_id, image_id)
+        argument = {"image_id": image_id, "generation": options["generation"]}
+        cleaned = self._write(repo_id, "remove_image", argument)["cleaned"]
+        _log.info("image %s of %s removed; gone from storage: %s", image_id, repo_id, ", ".join(cleaned) or "nothing")
+        self._publish(repo_id, image_id, "removed")
+
+    def set_user_data(self, repo_id: str, image_id: str, user_data: Any, options: Options) -> None:
+        models.check_user_data(user_data)
+        argument = {"image_id": image_id, "user_data": user_data, "generation": options["generation"]}
+        self._write(repo_id, "set_user_data", argument)
+        self._publish(repo_id, image_id, "user_data")
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def get(self, repo_id: str, image_id: str) -> Answer:
+        return _shown(repo_id, self._connections.read(repo_id, "image", {"image_id": image_id}))
+
+    def all(self, repo_id: str) -> list[Answer]:
+        return [_shown(repo_id, image) for image in self._connections.read(repo_id, "images", {})]
+
+    def status(self, repo_id: str, image_id: str) -> Answer:
+        """How the image is. `work` is as the record has it, but its state "interrupted" when nobody is at it."""
+        found = self._connections.read(repo_id, "status", {"image_id": image_id})
+        image, work = found["record"], found["record"]["work"]
+        if work is not None:
+            work = {**work, "state": self._verdict(work, found["owners"])}
+        shown = {name: image[name] for name in ("status", "generation")}
+        host_id = (work or image["writer"])["host_id"]
+        return {"image_id": image["id"], **shown, "host_id": host_id, **_progress(work), "work": work}
+
+    def _verdict(self, work: dict[str, Any], owners: list[int] | None) -> str:
+        """Open work is dead when nobody owns the image and no queue has the job: the owners were read first."""
+        state: str = work["state"]
+        if state not in models.OPEN or owners is None or owners or self._holders.waiting(work["job_id"]):
+            return state
+        here = work["boot_id"] == models.boot_id()
+        return "interrupted" if here or state != "queued" else state  # another host's queue is not known here
+
+    # -- for VMs -----------------------------------------------------------------------------------------------------
+
+    def plan_disk(self, image_id: str, repo_id: str | None, *, writable: bool) -> diskplans.DiskPlan:
+        """How to run on the image. A snapshot of it that was left half made is finished first.
+
+        Raises `NoSuchImage`, `ImageNotUsable`, `WrongKind`, `ImageBusy`, `ImageInUse`. The plan may be out of date
+        at once: QEMU's launcher checks it again under the leases.
+        """
+        repo_id = repo_id or self._connections.find(image_id)
+        self._refuse_active(repo_id, image_id)
+        found = self._connections.read(repo_id, "layers", {"image_id": image_id})
+        if chain.open_snapshot(found["images"][0]):
+            self._write(repo_id, "roll_forward", {"image_id": image_id})
+            found = self._connections.read(repo_id, "layers", {"image_id": image_id})
+        top = found["images"][0]
+        if top["deleted"]:
+            raise errors.NoSuchImage(image_id=image_id, where=repo_id)
+        models.check_usable(top, models.DISK if writable else None)
+        if writable and found["holder"]:
+            raise self._holders.named(errors.ImageInUse(image_id=image_id, holder=found["holder"]))
+        repo = self._connections.get(repo_id).repository
+        return diskplans.plan(repo, repo_id, found["images"], writable=writable)
+
+    # -- shared ------------------------------------------------------------------------------------------------------
+
+    def _write(self, repo_id: str, function: str, argument: dict[str, Any]) -> Any:
+        try:
+            return self._connections.write(repo_id, function, argument)
+        except errors.ImageInUse as error:
+            raise self._holders.named(error) from error
+
+    def _refuse_active(self, repo_id: str, image_id: str) -> None:
+        self._holders.refuse_active(image_id, self._connections.get(repo_id).repo_ids)
+
+    def _publish(self, repo_id: str, image_id: str, change: str) -> None:
+        self._events.publish("image", image_id, {"repo_id": repo_id, "change": change})
+
+
+def _copy_id(source: Record, wanted: str | None) -> str:
+    """A snapshot keeps its id: it is the same image wherever it is."""
+    if source["kind"] != models.SNAPSHOT:
+        return wanted or ids.new()
+    if wanted not in (None, source["id"]):
+        raise errors.InvalidParameters(parameter="options.imageId", reason="a snapshot keeps its id when copied")
+    return str(source["id"])
+
+
+def _shown(repo_id: str, image: Record) -> Answer:
+    kept = {name: image[name] for name in ("kind", "status", "generation", "user_data", "created")}
+    sizes = {"size": image["size_bytes"], "stored_size": image["allocated_bytes"]}
+    return {"image_id": image["id"], "repo_id": repo_id, **kept, **sizes}
+
+
+def _progress(work: dict[str, Any] | None) -> dict[str, Any]:
+    """How far the last work got, as the storage API tells it."""
+    if work is None:
+        return {"stage": None, "percent_complete": -1, "last_error": None}
+    stage = f"{work['stage']}/{work['stages']}" if work["stage"] else None
+    percent = -1 if work["percent"] is None else work["percent"]
+    return {"stage": stage, "percent_complete": percent, "last_error": (work["error"] or {}).get("message")}
