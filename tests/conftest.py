@@ -7,7 +7,7 @@ test makes, it removes, also when it fails.
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.until import until
 from vdsm import ids, standalone
-from vdsm.client import transport
+from vdsm.client import failures, transport
 from vdsm.tool import guestimage
 
 JOIN_S = 30.0
@@ -217,6 +217,14 @@ def done(client: transport.Client, job_id: str, timeout_s: float = 300.0) -> dic
     return info
 
 
+def abort(client: transport.Client, job_id: str) -> None:
+    """Asks for the abort of a job that may have ended meanwhile."""
+    try:
+        client.call("Job.abort", {"jobId": job_id})
+    except failures.ClientError as error:
+        assert error.data["key"] == "job_not_active"
+
+
 @pytest.fixture(scope="session")
 def guest() -> guestimage.GuestImage:
     """The real Debian guest, built once and cached."""
@@ -230,16 +238,3 @@ def boot_files(stack: standalone.Stack, guest: guestimage.GuestImage) -> dict[st
         shutil.copyfile(path, stack.place.boot / name)
     place = stack.place.boot
     return {"kernel": f"{place}/kernel", "initrd": f"{place}/initrd", "cmdline": "root=LABEL=root console=ttyS0 quiet"}
-
-
-@pytest.fixture
-def guest_file(stack: standalone.Stack, guest: guestimage.GuestImage) -> Iterator[Path]:
-    """The real guest's disk, where it can be imported from."""
-    path = stack.import_dir / f"{ids.new()}.raw"
-    subprocess.run(["cp", "--sparse=always", str(guest.disk_path), str(path)], check=True)
-    path.chmod(0o644)
-    yield path
-    path.unlink()
-
-
-Call = Callable[[str, dict[str, Any] | None], Any]
