@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,23 +138,76 @@ def test_an_unknown_kind_fails_the_job(host: jobs_fixture.Host, probe: Any) -> N
     assert (info["status"], info["error"]["data"]["key"]) == ("failed", "worker_died")
 
 
+def exporting(
+    storage: sanlock_fixture.Storage, directory: Path, source_format: str
+) -> tuple[job.JobRequest, record.Slot]:
+    """A request of the example kind, for an image of 2 MiB."""
+    content, data = directory / "content", directory / "data"
+    content.write_bytes(os.urandom(1 << 20) + bytes(1 << 20))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", source_format, str(content), str(data)], check=True)
+    job_id = ids.new()
+    slot = storage.slot(ids.new(), work={"job_id": job_id, "state": "queued"})
+    argument = {"slot": list(slot), "data": str(data), "format": source_format, "target": str(directory / "target")}
+    return job.JobRequest("exportImage", job_id, "storage", "", {}, argument), slot
+
+
 @pytest.mark.parametrize("source_format", ["raw", "qcow2"])
 def test_the_example_of_the_documentation(
     host: jobs_fixture.Host, storage: sanlock_fixture.Storage, tmp_path: Path, source_format: str
 ) -> None:
-    data, target = tmp_path / "data", tmp_path / "target"
-    content = os.urandom(1 << 20) + bytes(1 << 20)
-    (tmp_path / "content").write_bytes(content)
-    subprocess.run(
-        ["qemu-img", "convert", "-f", "raw", "-O", source_format, str(tmp_path / "content"), str(data)], check=True
-    )
-    job_id = ids.new()
-    slot = storage.slot(ids.new(), work={"job_id": job_id, "state": "queued"})
-    argument = {"slot": list(slot), "data": str(data), "format": source_format, "target": str(target), "generation": 7}
-    host.jobs.add(job.JobRequest("exportImage", job_id, "storage", "", {}, argument))
-    assert host.jobs.wait(job_id, 30)["status"] == "done"
-    assert target.read_bytes() == content
-    assert record.read(slot)["exported"] == [str(target)]
+    export, slot = exporting(storage, tmp_path, source_format)
+    host.jobs.add(export)
+    assert host.jobs.wait(export.job_id, 30)["status"] == "done"
+    assert (tmp_path / "target").read_bytes() == (tmp_path / "content").read_bytes()
+    assert record.read(slot)["exported"] == [str(tmp_path / "target")]
+
+
+def test_data_that_cannot_be_made_durable_is_not_called_done(
+    storage: sanlock_fixture.Storage, tmp_path: Path
+) -> None:
+    """Trap 27: qemu-img may be content while the disk is not. The first fsync of the worker fails."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed: apt install strace")
+    export, slot = exporting(storage, tmp_path, "raw")
+    server = forkserver.ForkServer(jobs_fixture.PRELOADED)
+    server.start()
+    inject = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1", "-o", str(tmp_path / "calls")]
+    try:
+        with (
+            subprocess.Popen(["strace", "-f", "-qq", *inject, "-p", str(server.pid)]) as tracer,
+            jobs_fixture.hosting(server) as host,
+        ):
+            until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{server.pid}/status").read_text())
+            host.jobs.add(export)
+            info = host.jobs.wait(export.job_id, 30)
+            tracer.terminate()
+    finally:
+        server.stop()
+    assert "INJECTED" in (tmp_path / "calls").read_text()
+    assert (info["status"], info["error"]["data"]["facts"]) == ("failed", {"reason": "Input/output error"})
+    assert record.read(slot)["work"]["state"] == "failed"
+    assert not (tmp_path / "target").exists()
+
+
+def test_percents_cost_neither_record_writes_nor_messages(host: jobs_fixture.Host, probe: Any) -> None:
+    it = probe(["stage", "first"], *(["progress", percent] for percent in range(100)), ["pause", "here"])
+    host.jobs.add(it.request)
+    it.reached("here")
+    assert it.record["version"] == 3, "the claim alone"
+    it.go("here")
+    host.end(it)
+    told, _ = host.events.since(host.events.instance_id, 0)
+    running_events = [event for event in told if event.subject == it.job_id and event.params["status"] == "running"]
+    assert len(running_events) < 5
+
+
+def test_percents_are_recorded_from_time_to_time(host: jobs_fixture.Host, probe: Any) -> None:
+    it = probe(["stage", "first"], ["record_every_percent"], ["progress", 41], ["pause", "here"])
+    host.jobs.add(it.request)
+    it.reached("here")
+    assert (it.work["stage_name"], it.work["percent"]) == ("first", 41)
+    it.go("here")
+    host.end(it)
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
@@ -179,6 +233,16 @@ def test_a_failing_tool_fails_the_job_with_its_last_line(host: jobs_fixture.Host
         "reason": "last",
         "output": [],
     }
+
+
+def test_when_a_tool_has_ended_nothing_of_it_is_left(host: jobs_fixture.Host, probe: Any) -> None:
+    """Also no daemon, in a session of its own: it could still write while the body believes that it is alone."""
+    it = probe(["tool", "sh", "-c", "setsid sleep 60 >/dev/null & echo $!; sleep 0.1"], ["pause", "after"])
+    host.jobs.add(it.request)
+    it.reached("after")
+    assert not exists(int(it.journal[1]))
+    it.go("after")
+    assert host.end(it)["status"] == "done"
 
 
 def test_a_bug_tells_no_secrets(host: jobs_fixture.Host, probe: Any) -> None:
@@ -344,6 +408,25 @@ def test_a_worker_that_ignores_its_abort_is_killed_and_concluded(server: forkser
         assert it.work["state"] == "aborted"
         assert it.journal == ["run", "deaf", "undo"]
         assert not it.leftover
+
+
+@pytest.mark.parametrize("moment_ms", range(0, 100, 5))
+def test_abort_at_any_moment_leaves_all_or_nothing(
+    host: jobs_fixture.Host, storage: sanlock_fixture.Storage, tmp_path: Path, moment_ms: int
+) -> None:
+    export, slot = exporting(storage, tmp_path, "raw")
+    target, source = Path(export.argument["target"]), Path(export.argument["data"])
+    before = source.read_bytes()
+    host.jobs.add(export)
+    time.sleep(moment_ms / 1000)  # the moment is what is tested
+    with contextlib.suppress(errors.JobNotActive):
+        host.jobs.abort(export.job_id)
+    status = host.jobs.wait(export.job_id, 30)["status"]
+    assert record.read(slot)["work"]["state"] == status
+    assert status in ("aborted", "done")
+    assert target.exists() == (status == "done")
+    assert source.read_bytes() == before
+    assert free(slot)
 
 
 # -- who dies when ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.jobs import worker
+from vdsm.jobs import context, worker
 
 
 @worker.body("probe")
@@ -129,6 +129,11 @@ def tool(ctx: worker.Context, *argv: str) -> None:
         ctx.tool(argv, on_line=lambda line: note(ctx, line))
 
 
+def record_every_percent(ctx: worker.Context) -> None:
+    """As if five seconds lay between any two percents of this worker."""
+    context.RECORD_S = 0.0
+
+
 STEPS: dict[str, Callable[..., object]] = {
     "stage": lambda ctx, name: ctx.stage(name),
     "progress": lambda ctx, percent: ctx.progress(percent),
@@ -142,6 +147,7 @@ STEPS: dict[str, Callable[..., object]] = {
     "commit": lambda ctx: ctx.commit(lambda known: {**known, "decided": True}),
     "die_before_message": die_before_message,
     "note": note,
+    "record_every_percent": record_every_percent,
     "kill_in_commit": lambda ctx: None,
     "vanish": lambda ctx: None,
     "undo_bug": lambda ctx: None,

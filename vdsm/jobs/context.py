@@ -93,7 +93,7 @@ class Context:
         the program is gone, with everything that it started. Raises `ToolFailed` for an exit code other than 0,
         `DeadlinePassed`, `Aborted`.
         """
-        fds = [self._ledger.session.fd, self._channel.liveness_fd]
+        fds = [*self._ledger.fds, self._channel.liveness_fd]
         running = self._fate.start(
             lambda: programs.start(argv, on_line=on_line, env=env, pass_fds=fds, limits=limits)
         )
@@ -107,7 +107,7 @@ class Context:
 
     def adoption(self) -> contextlib.AbstractContextManager[dict[str, str]]:
         """Environment for a tool that uses libguestfs, whose appliance gets the leases though it closes everything."""
-        return adoption.offered([self._ledger.session.fd, self._channel.liveness_fd])
+        return adoption.offered([*self._ledger.fds, self._channel.liveness_fd])
 
     def flush(self, path: str) -> None:
         """Makes the data at `path` durable, and its name. The framework does this for `Body.outputs`."""

@@ -46,13 +46,18 @@ class Ledger:
                 self._session = leases.Session()
             return self._session
 
+    @property
+    def fds(self) -> list[int]:
+        """The registration's descriptor, for whoever writes on this job's behalf; none when nothing is held."""
+        return [self.session.fd] if self.holding else []
+
     def hold(self, wanted: Sequence[leases.Lease], wait_s: float, check: Callable[[], None]) -> None:
         """Takes all of `wanted`, waiting up to `wait_s` for others to let go; `check` raises to give up waiting.
 
         Raises `LeaseHeld` with the holder's name, `LeaseNotReady`, `LeaseFailed`.
         """
         deadline = time.monotonic() + wait_s
-        while True:
+        while wanted:
             check()
             left_s = deadline - time.monotonic()
             try:
@@ -62,7 +67,7 @@ class Ledger:
                     raise
             else:
                 self.holding = leases.ordered(wanted)
-                return
+                break
 
     def let_go(self) -> None:
         """Gives the leases back: nothing that this job started can write any more."""

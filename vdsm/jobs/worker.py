@@ -189,8 +189,8 @@ class _Work:
 
     def _own(self) -> bool:
         """Holds the leases for writing: those that the work began with, or the body's exclusive ones now."""
+        own = [lease for lease in self._body.leases(self._ctx.argument) if not lease.shared]
         if not self._ledger.holding:
-            own = [lease for lease in self._body.leases(self._ctx.argument) if not lease.shared]
             try:
                 self._ledger.hold(own, UNDO_WAIT_S, self._fate.check)
             except errors.VdsmError as refused:
