@@ -4,6 +4,7 @@ Threads: one keeps the connection to libvirt, one handles its events, one compar
 statistics; launches have a bounded pool of their own. All verbs are plain blocking calls from any thread.
 """
 
+import threading
 from typing import Any
 
 from vdsm import config, errors, events, hypervisor, logs, periodic
@@ -59,6 +60,7 @@ class Machines:
 
     def start(self) -> None:
         """Connects to libvirt in the background and finds the VMs that run. Starts nothing and ends nothing."""
+        threading.Thread(target=self.domain_type, name="domain type", daemon=True).start()  # before it is needed
         self._watcher.start()
         self._libvirt.start(self._watcher.on_domain, self._watcher.on_connection)
         self._reconciler.start()
@@ -144,6 +146,10 @@ class Machines:
             for vm_id, other in self._table.foreign().items()
         ]
         return ours + others
+
+    def domain_type(self) -> str:
+        """ "kvm" or "qemu": what guests run under here. The first call may take 2 s."""
+        return self._domain_type.get()
 
     def holder(self, image_id: str) -> str | None:
         """Which VM uses the image, in words."""

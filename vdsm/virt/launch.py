@@ -85,6 +85,12 @@ class Launcher:
         if not known.launch_done.wait(timeout_s):
             raise errors.DeadlinePassed(what=f"the launch of VM {known.id}", seconds=timeout_s)
 
+    def remove_console_log(self, known: vm.Vm) -> None:
+        """With the older parts that virtlogd has put aside; nothing happens when there is none."""
+        path = console_path(self._settings, known.id)
+        for part in path.parent.glob(f"{path.name}*"):
+            part.unlink(missing_ok=True)
+
     def _submit(self, known: vm.Vm, steps: Callable[[vm.Vm, undo.Stack], None]) -> None:
         with self._lock:
             self._waiting[known.id] = self._pool.submit(self._run, known, steps)
@@ -147,7 +153,7 @@ class Launcher:
         if known.spec.console_log:
             path = console_path(self._settings, known.id)
             _make_console_log(path)
-            undos.push("remove the console log", path.unlink)
+            undos.push("remove the console log", lambda: self.remove_console_log(known))
             console_log = str(path)
         virt = self._settings.virt
         return domxml.Ground(self._domain_type.get(), virt.launcher, virt.emulator, console_log, kernel, initrd)
@@ -181,7 +187,9 @@ class Launcher:
                 metadata = domxml.metadata_xml(known.metadata(launched=True))
                 self._libvirt.set_metadata(known.id, domxml.PREFIX, domxml.NAMESPACE, metadata)
                 known.learn(domxml.parse_live(self._libvirt.xml(known.id)))
-                self._libvirt.resume(known.id)
+                known.find_pid()
+                if self._libvirt.state(known.id).state == "paused":
+                    self._libvirt.resume(known.id)
                 break
             except errors.HypervisorUnavailable:
                 self._await_libvirt(known, undos)

@@ -1,6 +1,7 @@
 """The verbs that stop, start and end guests. All block while libvirt works, and follow its view when they return."""
 
 import contextlib
+from collections.abc import Iterator
 
 from vdsm import errors, hypervisor, logs
 from vdsm.virt import endings, guestagent, launch, states, table, vm, vmrecord
@@ -32,8 +33,8 @@ class Power:
         """Stops the guest's CPUs. The VM keeps its leases."""
         known = self._vms.get(vm_id)
         known.require("pause", states.RUNNING)
-        self._libvirt.suspend(known.id)
-        self._ends.settle(known, "paused on request")
+        with self._because(known, "paused on request"):
+            self._libvirt.suspend(known.id)
         return known
 
     def cont(self, vm_id: str) -> vm.Vm:
@@ -42,8 +43,8 @@ class Power:
         known.require("cont", {State.PAUSED})
         known.check_leases()
         known.pause_code = None
-        self._libvirt.resume(known.id)
-        self._ends.settle(known, "continued on request")
+        with self._because(known, "continued on request"):
+            self._libvirt.resume(known.id)
         return known
 
     def reset(self, vm_id: str) -> vm.Vm:
@@ -77,7 +78,7 @@ class Power:
         return known
 
     def destroy(self, vm_id: str) -> None:
-        """Ends the VM, whatever it does, and forgets it. Its leases are free at return.
+        """Ends the VM, whatever it does, and forgets it, its console log too. Its leases are free at return.
 
         Raises `HypervisorUnavailable`; then nothing was changed.
         """
@@ -93,6 +94,7 @@ class Power:
             self._records.flush(known)
         except errors.VdsmError as error:
             _log.warning("VM %s: its record does not say how it ended: %s", known.id, error)
+        self._launcher.remove_console_log(known)
         self._vms.forget(known)
 
     def kill(self, known: vm.Vm, reason: str) -> None:
@@ -101,6 +103,16 @@ class Power:
         known.asked = states.Ending(1, ExitReason.GENERIC_ERROR, reason)
         self._end_domain(known)
         self._ends.end(known, known.asked)
+
+    @contextlib.contextmanager
+    def _because(self, known: vm.Vm, reason: str) -> Iterator[None]:
+        """What happens inside the block happens for this reason; afterwards the VM is as libvirt sees it."""
+        known.because = reason
+        try:
+            yield
+            self._ends.settle(known)
+        finally:
+            known.because = ""
 
     def _end_domain(self, known: vm.Vm) -> None:
         if known.state == State.DOWN:

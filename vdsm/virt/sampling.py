@@ -1,7 +1,7 @@
 """Statistics of the VMs: libvirt is asked in bulk, each VM's document is encoded once per sample.
 
-libvirt answers one domain after the other, each with round trips to its QEMU, so a sample is taken in parallel chunks.
-A QEMU that hangs blocks one chunk's call for as long as it hangs; the others of its chunk are back in the next sample,
+libvirt answers one domain after the other, each with round trips to its QEMU, so a sample is taken in parallel parts.
+A QEMU that hangs blocks one part's call for as long as it hangs; the others of its part are back in the next sample,
 since libvirt then leaves the busy one's monitor alone. The names are upstream VDSM's where the meaning is the same;
 values are numbers.
 """
@@ -16,11 +16,11 @@ from vdsm.virt.states import State
 
 _log = logs.get("virt.sampling")
 
-# Chunks asked for at once, and the largest one: libvirt's answer is unpacked with Python's lock held.
+# Parts asked for at once.
 PARALLEL = 4
-MAX_CHUNK = 250
-# Calls that hang at once, each on a QEMU that does not answer, before sampling stops.
-MAX_STUCK = 16
+# Calls that hang at once, each on a QEMU that does not answer, before sampling stops: each keeps one of libvirtd's
+# workers (20 unless configured).
+MAX_STUCK = 8
 
 STOP_GRACE_S = 5.0
 
@@ -52,11 +52,9 @@ class Sampler:
         if len(self._calls) >= MAX_STUCK:
             _log.error("%s calls for statistics hang; QEMUs do not answer", len(self._calls))
             return
-        handles = self._libvirt.active()
-        size = max(1, min(MAX_CHUNK, -(-len(handles) // PARALLEL)))
-        chunks = [handles[at : at + size] for at in range(0, len(handles), size)]
-        lanes = [chunks[lane::PARALLEL] for lane in range(min(PARALLEL, len(chunks)))]
-        calls = [threading.Thread(target=self._take, args=(lane,), name="vm sample", daemon=True) for lane in lanes]
+        calls = [
+            threading.Thread(target=self._take, args=(part,), name="vm sample", daemon=True) for part in range(PARALLEL)
+        ]
         self._calls += calls
         deadline = time.monotonic() + self._interval_s
         for call in calls:
@@ -66,20 +64,18 @@ class Sampler:
         alive = {known.id for known in self._vms.all()}
         self._before = {vm_id: before for vm_id, before in self._before.items() if vm_id in alive}
 
-    def _take(self, chunks: list[list[Any]]) -> None:
-        for chunk in chunks:
-            try:
-                found = self._libvirt.stats(chunk, hypervisor.ALL_GROUPS)
-            except errors.VdsmError as error:
-                _log.warning("no statistics: %s", error)
-                return
-            now = time.time()
-            for vm_id, fields in found.items():
-                known = self._vms.find(vm_id)
-                if known is not None:
-                    before = self._before.get(vm_id)
-                    known.sampled(document(known, fields, now, before))
-                    self._before[vm_id] = (now, fields)
+    def _take(self, part: int) -> None:
+        try:
+            found = self._libvirt.stats(hypervisor.ALL_GROUPS, part, PARALLEL)
+        except errors.VdsmError as error:
+            _log.warning("no statistics: %s", error)
+            return
+        now = time.time()
+        for vm_id, fields in found.items():
+            known = self._vms.find(vm_id)
+            if known is not None:
+                known.sampled(document(known, fields, now, self._before.get(vm_id)))
+                self._before[vm_id] = (now, fields)
 
 
 def _grow_up(known: vm.Vm) -> None:
@@ -150,7 +146,7 @@ def _disks(known: vm.Vm, fields: Fields, rate: _Rates) -> dict[str, dict[str, An
     found = {}
     for at in range(fields.get("block.count", 0)):
         name = fields.get(f"block.{at}.name")
-        if name in images and f"block.{at}.backingIndex" not in fields:
+        if name in images:
             found[name] = {"imageID": images[name], **_disk(f"block.{at}", fields, rate)}
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from vdsm import errors, hypervisor, leases, logs
-from vdsm.virt import domxml, spec, states
+from vdsm.virt import domxml, qemu, spec, states
 from vdsm.virt.states import State
 
 _log = logs.get("virt.vm")
@@ -54,6 +54,8 @@ class Vm:
         self.pause_code: str | None = None
         self.guest_ended = False
 
+        # Why it will move next, while a verb is at it: an event may be quicker to see the move than the verb.
+        self.because = ""
         # What this agent was asked to do to it, should it end now; how it ended, and the error of a failed start.
         self.asked: states.Ending | None = None
         self.ending: states.Ending | None = None
@@ -111,7 +113,7 @@ class Vm:
     def apply(self, domain: hypervisor.DomainState, reason: str = "") -> None:
         """Follows libvirt's view. The caller holds `lock`, asked libvirt under it, and the domain is there."""
         wanted = follow(self.state, domain.state, self.running_state())
-        self.move(wanted, reason or f"libvirt says {domain.state} ({domain.reason})")
+        self.move(wanted, reason or self.because or f"libvirt says {domain.state} ({domain.reason})")
 
     def running_state(self) -> State:
         """Up, or PoweringUp while the guest agent may still show up."""
@@ -134,8 +136,8 @@ class Vm:
 
     def find_pid(self) -> int | None:
         """The pid of its QEMU, None when there is none."""
-        if self.pid is None or not hypervisor.runs(self.pid, self.id):
-            self.pid = hypervisor.qemu_pid(self.id)
+        if self.pid is None or not qemu.runs(self.pid, self.id):
+            self.pid = qemu.find(self.id)
         return self.pid
 
     def missing_leases(self) -> list[str]:

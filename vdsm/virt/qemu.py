@@ -1,0 +1,24 @@
+"""Finding QEMU processes. libvirt does not tell their pids; their command lines do.
+
+Anybody may start a process with such a command line: it is believed only as far as its leases go.
+"""
+
+import os
+from pathlib import Path
+
+
+def find(vm_id: str) -> int | None:
+    """The pid of the process that runs the VM, None when there is none."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and runs(int(entry.name), vm_id):
+            return int(entry.name)
+    return None
+
+
+def runs(pid: int, vm_id: str) -> bool:
+    """Whether the process `pid` is the QEMU of that VM."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"-uuid" in words and words[words.index(b"-uuid") + 1 :][:1] == [vm_id.encode()]
