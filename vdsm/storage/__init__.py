@@ -14,13 +14,37 @@ from supervdsm import client as helper_client
 from supervdsm import contract
 from vdsm import config, errors, events, forkserver, record
 from vdsm.jobs import job, registry
-from vdsm.storage import connected, copying, diskplans, fillings, formats, holders, images, importing, ioproc, overlays
+from vdsm.storage import (
+    connected,
+    copying,
+    diskplans,
+    fillings,
+    formats,
+    holders,
+    images,
+    importing,
+    ioproc,
+    overlays,
+    repository,
+)
 
 FORMATS = formats.NAMES
 DiskPlan = diskplans.DiskPlan
+CopyPlan = diskplans.CopyPlan
+Repository = repository.Repository
 open_repository = formats.open
 
-__all__ = ["FORMATS", "DiskPlan", "Storage", "copying", "open_repository", "overlays", "preload"]
+__all__ = [
+    "FORMATS",
+    "CopyPlan",
+    "DiskPlan",
+    "Repository",
+    "Storage",
+    "copying",
+    "open_repository",
+    "overlays",
+    "preload",
+]
 
 _IO_TIMEOUT_S = 10
 _IO_TIMEOUTS_S = range(1, 81)  # sanlock multiplies it by up to 14; it accepts what its watchdog can bear
@@ -169,6 +193,14 @@ class Storage:
         """See `images.Images.plan_disk`; without `repo_id` the image is looked for in all repositories."""
         return self._images.plan_disk(image_id, repo_id, writable=writable)
 
+    def plan_copy(self, image_id: str, repo_id: str) -> CopyPlan:
+        """See `images.Images.plan_copy`."""
+        return self._images.plan_copy(image_id, repo_id)
+
+    def check_absent(self, repo_id: str, image_id: str) -> None:
+        """Raises `ImageExists` when the repository has an image of that id, in whatever state."""
+        self._images.check_absent(repo_id, image_id)
+
     def repo_name(self, repo_id: str) -> str:
         """The persistent name of a connected repository."""
         return self._connections.get(repo_id).name
@@ -202,6 +234,23 @@ class Storage:
         argument = {"vm_id": vm_id, "changes": changes}
         changed: record.Record = self._connections.write(repo_id, "change_vm", argument)
         return changed
+
+    def find_vm(self, vm_id: str, repo_id: str | None) -> str:
+        """The id of the repository with the VM's record: `repo_id`, or one of the connected. Raises `NoSuchVm`."""
+        return self._connections.find_vm(vm_id, repo_id)
+
+    def claim_vm(
+        self, repo_id: str, vm_id: str, *, job_id: str, kind: str, generation: int | None, names: dict[str, Any]
+    ) -> list[Any]:
+        """Commits a job on the VM in its record, queued; answers the record's slot. Raises `VmRuns`, `NoSuchVm`,
+        `GenerationMismatch`."""
+        argument = {"vm_id": vm_id, "job_id": job_id, "kind": kind, "generation": generation, "names": names}
+        self._connections.write(repo_id, "claim_vm", argument)
+        return list(self._connections.get(repo_id).repository.vm_slot(vm_id))
+
+    def unclaim_vm(self, repo_id: str, vm_id: str, job_id: str) -> None:
+        """Takes back the claim of a job that was refused."""
+        self._connections.write(repo_id, "unclaim_vm", {"vm_id": vm_id, "job_id": job_id})
 
 
 def _options(given: dict[str, Any] | None) -> images.Options:

@@ -47,6 +47,7 @@ def data_names(entity: Record) -> set[str]:
     found = {entity["data"]["name"]} if entity.get("data") else set()
     names = _names(entity)
     found.update(filter(None, [names.get("data")]))
+    found.update(names.get("images", {}).values())
     return found | {change["data"] for change in names.get("disks", {}).values()}
 
 

@@ -262,7 +262,7 @@ class Connections:
                 wanted = list(self._connected) if among is None else among
         broken: str | None = None
         silent: errors.VdsmError | None = None
-        for repo_id, image in self._ask_all(wanted, image_id):
+        for repo_id, image in self._ask_all(wanted, "find", {"image_id": image_id}):
             if isinstance(image, errors.VdsmError):
                 silent = image
             elif image and not image["deleted"]:
@@ -273,20 +273,35 @@ class Connections:
             return broken
         raise silent or errors.NoSuchImage(image_id=image_id, where=", ".join(wanted) or "no connected repository")
 
-    def _ask_all(self, repo_ids: list[str], image_id: str) -> Iterator[tuple[str, Record | errors.VdsmError | None]]:
-        """(repository, its record of the image or why it does not answer), as the answers come."""
+    def find_vm(self, vm_id: str, repo_id: str | None) -> str:
+        """The id of a repository that holds the VM's record: `repo_id`, or any. Raises `NoSuchVm`; `RepositoryStuck`
+        when it may be in a repository that does not answer."""
+        with self._lock:
+            wanted = list(self._connected) if repo_id is None else [repo_id]
+        silent: errors.VdsmError | None = None
+        for found_in, vm in self._ask_all(wanted, "vm", {"vm_id": vm_id}):
+            if isinstance(vm, errors.VdsmError):
+                silent = vm
+            elif vm is not None:
+                return found_in
+        raise silent or errors.NoSuchVm(vm_id=vm_id)
+
+    def _ask_all(
+        self, repo_ids: list[str], function: str, argument: dict[str, Any]
+    ) -> Iterator[tuple[str, Record | errors.VdsmError | None]]:
+        """(repository, the record that it answers or why it does not answer), as the answers come."""
         for repo_id in repo_ids:
             self.get(repo_id)  # a name that is not connected is the caller's mistake
         if len(repo_ids) == 1:
-            yield repo_ids[0], self._ask(repo_ids[0], image_id)
+            yield repo_ids[0], self._ask(repo_ids[0], function, argument)
             return
-        asked = {self._searches.submit(self._ask, repo_id, image_id): repo_id for repo_id in repo_ids}
+        asked = {self._searches.submit(self._ask, repo_id, function, argument): repo_id for repo_id in repo_ids}
         for answer in concurrent.futures.as_completed(asked):
             yield asked[answer], answer.result()
 
-    def _ask(self, repo_id: str, image_id: str) -> Record | errors.VdsmError | None:
+    def _ask(self, repo_id: str, function: str, argument: dict[str, Any]) -> Record | errors.VdsmError | None:
         try:
-            found: Record | None = self.read(repo_id, "find", {"image_id": image_id})
+            found: Record | None = self.read(repo_id, function, argument)
         except errors.VdsmError as error:
             return error
         return found

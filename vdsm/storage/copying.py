@@ -17,16 +17,16 @@ from typing import Any
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
-from vdsm.storage import formats, models, qemuimg
+from vdsm.storage import formats, models, qemuimg, removal
 from vdsm.storage.repository import Repository
 
-MEASURE, COPY = "measure", "copy"
+MEASURE, COPY = STAGES = ("measure", "copy")
 
 
 class Filling(worker.Body):
     """What fills an image that `begin_copy` has begun. argument: target (a description), image_id, and the source."""
 
-    stages = (MEASURE, COPY)
+    stages = STAGES
 
     def target(self, argument: worker.Argument) -> Repository:
         return formats.open(argument["target"])
@@ -107,3 +107,44 @@ def _tell(ctx: worker.Context, line: str) -> None:
     percent = qemuimg.percent(line)
     if percent is not None:
         ctx.progress(percent)
+
+
+# -- for jobs that make images of their own: begin, fill, complete; or discard -----------------------------------------
+
+
+def snapshot_fields(source: record.Record, asked: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """Fields for the record of a snapshot that is going to be a whole copy of `source`. `asked`: id, user_data."""
+    data_format = models.RAW if strategy == models.PERFORMANCE else models.QCOW2
+    data = {"name": models.data_name(asked["id"]), "format": data_format}
+    kept = {"size_bytes": source["size_bytes"], "kind": models.SNAPSHOT, "strategy": strategy}
+    return {**asked, **kept, "data": data, "digest": models.digest("copy", {"source": source["id"], **asked})}
+
+
+def begin(repo: Repository, session: leases.Session, fields: dict[str, Any], work: dict[str, Any]) -> record.Record:
+    """The record of a new image, broken, for the worker's `work`. Its lease is held until `complete` or `discard`.
+
+    Raises `ImageExists`, `RepositoryFull`. Killed: a slot without a record, or a broken image.
+    """
+    slot = repo.slot(fields["id"])
+    repo.allocate(session, slot)
+    repo.keep(session, fields["id"])
+    known = repo.find(fields["id"])
+    if known is not None and (known["work"] or {}).get("job_id") != work["job_id"]:
+        session.release([slot.data_lease()])
+        raise errors.ImageExists(image_id=fields["id"], repo_id=repo.repo_id)
+    return record.create(slot, models.new(fields, repo.host_id, {**work, "names": {}}))
+
+
+def complete(repo: Repository, session: leases.Session, image_id: str) -> None:
+    """The image is what its data holds, which is on stable storage. May be called twice, and by another worker."""
+    repo.keep(session, image_id)
+    if repo.get(image_id)["status"] == models.BROKEN:
+        repo.update(session, image_id, lambda found: models.done(found, repo.host_id))
+    session.release([repo.slot(image_id).data_lease()])
+
+
+def discard(repo: Repository, session: leases.Session, image_id: str, job_id: str) -> None:
+    """Nothing is left of an image that the job began; an image of that id that it did not begin stays."""
+    known = repo.find(image_id)
+    if known is None or (known["work"] or {}).get("job_id") == job_id:
+        removal.discard_held(repo, session, image_id)

@@ -1,4 +1,5 @@
-"""What a VM needs to run on an image. Pure: computed from records, and checked again by QEMU's launcher."""
+"""What a VM needs to run on an image, and a worker to copy it. Pure: computed from records, which are checked again
+under the leases."""
 
 from typing import Any, NamedTuple
 
@@ -26,6 +27,16 @@ class DiskPlan(NamedTuple):
     backing: list[dict[str, str]]
     leases: list[leases.Lease]
     records: list[dict[str, Any]]
+
+
+class CopyPlan(NamedTuple):
+    """What a worker needs to copy an image: the repository's description, the records of the chain, top first, and the
+    leases of the chain, shared."""
+
+    repo_id: str
+    description: dict[str, Any]
+    layers: list[Record]
+    leases: list[leases.Lease]
 
 
 def plan(repo: Repository, repo_id: str, images: list[Record], *, writable: bool) -> DiskPlan:

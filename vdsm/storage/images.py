@@ -64,20 +64,18 @@ class Images:
     def copy(self, repo_id: str, source_id: str, user_data: Any, options: Options) -> Answer:
         models.check_user_data(user_data)
         among, hints = options["participating_repositories"], options["image_hints"]
-        from_repo = self._connections.find(source_id, among, hints)
-        asked = {"image_id": source_id, "generation": options["generation"]}
-        layers: list[Record] = self._write(from_repo, "plan_copy", asked)
-        target = {name: layers[0][name] for name in ("kind", "size_bytes")}
-        source = {"repo": self._connections.get(from_repo).name, "image_id": source_id}
+        source = self.plan_copy(source_id, self._connections.find(source_id, among, hints), options["generation"])
+        top = source.layers[0]
+        origin = {"repo": self._connections.get(source.repo_id).name, "image_id": source_id}
         order = fillings.Order(
             verb="copyImage",
             intent="begin_copy",
-            image_id=_copy_id(layers[0], options["image_id"]),
-            wanted={**target, "source": source},
-            argument={"source": self._connections.description(from_repo), "layers": layers},
+            image_id=_copy_id(top, options["image_id"]),
+            wanted={"kind": top["kind"], "size_bytes": top["size_bytes"], "source": origin},
+            argument={"source": source.description, "layers": source.layers},
             request={"source": source_id, "strategy": options["strategy"], "user_data": user_data},
-            reads=tuple(layer["id"] for layer in layers),
-            from_repos=(from_repo,),
+            reads=tuple(layer["id"] for layer in source.layers),
+            from_repos=(source.repo_id,),
         )
         return self._fillings.begin(repo_id, order, options)
 
@@ -137,7 +135,7 @@ class Images:
         here = work["boot_id"] == models.boot_id()
         return "interrupted" if here or state != "queued" else state  # another host's queue is not known here
 
-    # -- for VMs -----------------------------------------------------------------------------------------------------
+    # -- for VMs and their jobs --------------------------------------------------------------------------------------
 
     def plan_disk(self, image_id: str, repo_id: str | None, *, writable: bool) -> diskplans.DiskPlan:
         """How to run on the image. A snapshot of it that was left half made is finished first.
@@ -159,6 +157,23 @@ class Images:
             raise self._holders.named(errors.ImageInUse(image_id=image_id, holder=found["holder"]))
         repo = self._connections.get(repo_id).repository
         return diskplans.plan(repo, repo_id, found["images"], writable=writable)
+
+    def plan_copy(self, image_id: str, repo_id: str, generation: int | None = None) -> diskplans.CopyPlan:
+        """What a worker needs to copy the image, which nobody may be writing now.
+
+        Raises `NoSuchImage`, `ImageNotUsable`, `ImageBusy`, `ImageInUse`, `GenerationMismatch`.
+        """
+        self._refuse_active(repo_id, image_id)
+        asked = {"image_id": image_id, "generation": generation}
+        layers: list[Record] = self._write(repo_id, "plan_copy", asked)
+        repo = self._connections.get(repo_id).repository
+        shared = [repo.slot(layer["id"]).data_lease(shared=True) for layer in layers]
+        return diskplans.CopyPlan(repo_id, self._connections.description(repo_id), layers, shared)
+
+    def check_absent(self, repo_id: str, image_id: str) -> None:
+        """Raises `ImageExists` when the repository has an image of that id, in whatever state."""
+        if self._connections.read(repo_id, "find", {"image_id": image_id}) is not None:
+            raise errors.ImageExists(image_id=image_id, repo_id=repo_id)
 
     # -- shared ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vdsm import channels, errors, forkserver, leases, logs
-from vdsm.storage import formats, importing, intents, places, reading, removal, repository, vmrecords
+from vdsm.storage import formats, importing, intents, places, reading, removal, repository, vmclaims, vmrecords
 
 _log = logs.get("storage.ioproc")
 
@@ -38,7 +38,7 @@ LEASED: dict[str, intents.Intent] = {
     for function in (
         *(intents.create_virtual_disk, intents.create_snapshot, intents.roll_forward, intents.plan_copy),
         *(intents.begin_copy, intents.withdraw_copy, intents.set_user_data, importing.begin_import),
-        *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm),
+        *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmclaims.claim_vm, vmclaims.unclaim_vm),
     )
 }
 

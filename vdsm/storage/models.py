@@ -25,7 +25,8 @@ An image's record (`vdsm/record.py` has the bytes) has these fields:
     createSnapshot, in the snapshot  {"disk": id}
     hidden overlay                   {"disk": id, "data": name of the overlay}
     copyImage, importImage           {"source": ...}
-    VM record (sysprep)              {"disks": {disk id: {"hidden": id, "data": name}}}
+    VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}}
+    VM record, makeTemplate          {"images": {image id: name of its data}}
 
 Pure, but for the clock and this host's boot id.
 """

@@ -87,6 +87,17 @@ def discard(repo: Repository, session: leases.Session, image_id: str) -> None:
     repo.free(session, repo.slot(image_id))
 
 
+def discard_held(repo: Repository, session: leases.Session, image_id: str) -> None:
+    """`discard` of what a job was making, by its worker or a later one; nothing to discard is fine.
+
+    The lease is the worker's already, or is taken here; it goes with the slot.
+    """
+    if image_id in repo.image_ids():
+        repo.keep(session, image_id)
+        discard(repo, session, image_id)
+        session.release([repo.slot(image_id).data_lease()])
+
+
 def entities(repo: Repository) -> list[record.Record]:
     """All records of the repository: images and VMs."""
     return [*repo.images().values(), *repo.vms().values()]

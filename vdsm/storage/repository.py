@@ -173,6 +173,15 @@ class Repository(abc.ABC):
         except errors.LeaseFailed as error:
             raise self._gone(error, image_id) from error
 
+    def keep(self, session: leases.Session, image_id: str) -> None:
+        """Holds an image's data lease exclusively from here on; taken if this session has it not yet.
+
+        Raises as `owning` does. For work that ends in another function, or another process.
+        """
+        lease = self.slot(image_id).data_lease()
+        if (lease.lockspace, lease.name, False) not in session.held():
+            self._acquire(session, [lease])
+
     @contextlib.contextmanager
     def owning(
         self, session: leases.Session, exclusive: Iterable[str] = (), shared: Iterable[str] = ()
