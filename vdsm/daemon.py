@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
-from vdsm.api import host, job, notify, pools, server, shapes, verb, vm
+from vdsm.api import host, job, pools, server, shapes, verb, vm
 from vdsm.api import storage as storage_verbs
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker

@@ -262,6 +262,14 @@ class Hypervisor:
         flags = libvirt.VIR_DOMAIN_START_PAUSED | (libvirt.VIR_DOMAIN_START_RESET_NVRAM if fresh_nvram else 0)
         self._ask("create", vm_id, lambda conn: conn.createXML(xml, flags))
 
+    def capabilities(self) -> str:
+        """libvirt's capabilities document: what the host and its emulators can do."""
+        with self._line() as conn:
+            try:
+                return str(conn.getCapabilities())
+            except libvirt.libvirtError as error:
+                raise errors.HypervisorFailed(call="getCapabilities", reason=str(error)) from error
+
     def domains(self) -> dict[str, DomainState]:
         """All active domains of this host, also those of others: one call for all."""
         found = self._ask(

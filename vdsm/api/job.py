@@ -7,7 +7,7 @@ import pydantic
 
 from vdsm import errors
 from vdsm.api import verb
-from vdsm.jobs import registry
+from vdsm.jobs import job, registry
 
 
 class JobsParams(verb.Params):
@@ -75,7 +75,11 @@ class Job:
         """Answers when the job has ended, or with its present state when `timeout` is over."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        stop = self._jobs.on_end(params.job_id, lambda info: loop.call_soon_threadsafe(ended.set))
+
+        def tell(info: job.Info) -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        stop = self._jobs.on_end(params.job_id, tell)
         try:
             async with asyncio.timeout(params.timeout):
                 await ended.wait()

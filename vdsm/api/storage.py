@@ -27,10 +27,16 @@ class Options(verb.Params):
     image_hints: dict[str, str] = pydantic.Field({}, description="{image id: the one repository to look in}")
 
 
+class FormatOptions(verb.Params):
+    io_timeout: int = pydantic.Field(
+        10, description="sanlock's, seconds; a lost host is dead after 8 and a minute"
+    )
+
+
 class FormatParams(verb.Params):
     repo_format: str = pydantic.Field(description="localfs-1.0")
     connection_parameters: dict[str, Any] = pydantic.Field(description="what the format needs; localfs-1.0: path")
-    options: dict[str, Any] = pydantic.Field({}, description="ioTimeout: sanlock's, seconds (10)")
+    options: FormatOptions = FormatOptions()
 
 
 class ConnectParams(verb.Params):
@@ -144,7 +150,9 @@ class Storage:
         Answers the repository's persistent name.
         """
         made = self._storage.format_storage_repository(
-            repo_format=params.repo_format, parameters=params.connection_parameters, options=params.options
+            repo_format=params.repo_format,
+            parameters=params.connection_parameters,
+            options=params.options.model_dump(by_alias=True),
         )
         return str(made["name"])
 

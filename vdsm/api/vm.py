@@ -8,6 +8,7 @@ import pydantic
 from vdsm import errors, virt
 from vdsm.api import verb
 
+_LEASE_REPO = "repository of the VM's record; looked for if not given"
 _STATE = (errors.NoSuchVm, errors.VmWrongState, errors.HypervisorUnavailable, errors.HypervisorFailed)
 
 
@@ -84,18 +85,26 @@ class JobOptions(verb.Params):
 
 
 class SysprepParams(VmParams):
-    lease_repo_id: str | None = pydantic.Field(None, description="repository of the VM's record; looked for if left out")
+    lease_repo_id: str | None = pydantic.Field(
+        None, description=_LEASE_REPO
+    )
     options: JobOptions = JobOptions()
 
 
 class TemplateOptions(JobOptions):
-    image_ids: dict[str, str] = pydantic.Field({}, description="{disk's image id: id of its template}; made up if not given")
+    image_ids: dict[str, str] = pydantic.Field(
+        {}, description="{disk: id of its template}; made up if not given"
+    )
     strategy: Literal["space", "performance"] = "space"
 
 
 class TemplateParams(VmParams):
-    target_repo_id: str | None = pydantic.Field(None, description="where the template is made; the VM's repository if not given")
-    lease_repo_id: str | None = pydantic.Field(None, description="repository of the VM's record; looked for if left out")
+    target_repo_id: str | None = pydantic.Field(
+        None, description="where it is made; the VM's repository if not given"
+    )
+    lease_repo_id: str | None = pydantic.Field(
+        None, description=_LEASE_REPO
+    )
     user_data: dict[str, Any] = pydantic.Field({}, description="stored with each image of the template")
     options: TemplateOptions = TemplateOptions()
 
@@ -196,7 +205,9 @@ class Vm:
         The VM must not run anywhere. It is changed as a whole when the job is done, and not at all otherwise.
         """
         return StartedJob(
-            **self._machines.sysprep(params.vm_id, lease_repo_id=params.lease_repo_id, options=params.options.model_dump())
+            **self._machines.sysprep(
+                params.vm_id, lease_repo_id=params.lease_repo_id, options=params.options.model_dump()
+            )
         )
 
     @verb.verb(role="operator", errors=(errors.NoSuchVm, errors.VmRuns, errors.ImageBusy, errors.ImageExists))

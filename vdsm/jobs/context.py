@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdsm import channels, errors, forkserver, logs, programs, record
+from vdsm import channels, errors, forkserver, leases, logs, programs, record
 from vdsm.jobs import adoption, fate, ledger
 
 _log = logs.get("jobs.worker")
@@ -43,6 +43,11 @@ class Context:
         self._ledger = ledger
         self._told = 0.0
         self._recorded = time.monotonic()
+
+    @property
+    def session(self) -> leases.Session:
+        """The worker's registration with sanlock: for functions that write records, or hold more than `Body.leases`."""
+        return self._ledger.session
 
     @property
     def aborted(self) -> bool:

@@ -96,10 +96,20 @@ class Story:
         first = self.step("Create a VM from it and watch it boot", lambda: self.boot(vm_id, "first", disk))
         self.step("Pause and continue it", lambda: self.pause_and_continue(vm_id))
         self.step("Stop it from within", lambda: self.stop(vm_id))
-        self.step("Snapshot its disk", lambda: self.call(
-            "Storage", "createSnapshot", "targetRepoId=main", f"baseVirtualDiskId={disk}", "userData.name=before-template"))
-        self.step("Copy its disk", lambda: self.call(
-            "Storage", "copyImage", "targetRepoId=main", f"imageId={disk}", wait=True))
+        self.step(
+            "Snapshot its disk",
+            lambda: self.call(
+                "Storage",
+                "createSnapshot",
+                "targetRepoId=main",
+                f"baseVirtualDiskId={disk}",
+                "userData.name=before-template",
+            ),
+        )
+        self.step(
+            "Copy its disk",
+            lambda: self.call("Storage", "copyImage", "targetRepoId=main", f"imageId={disk}", wait=True),
+        )
         template = self.step("Make a sysprepped template", lambda: self.template(vm_id))
         second_id = ids.new()
         second_disk = self.step("Create a disk from the template", lambda: self.from_template(template))
@@ -120,7 +130,13 @@ class Story:
         subprocess.run(["cp", "--sparse=always", self.image.disk_path, str(source)], check=True)
         source.chmod(0o644)
         answer = self.call(
-            "Storage", "importImage", "targetRepoId=main", f"path={source}", "format=raw", "userData.name=debian", wait=True
+            "Storage",
+            "importImage",
+            "targetRepoId=main",
+            f"path={source}",
+            "format=raw",
+            "userData.name=debian",
+            wait=True,
         )
         source.unlink()
         return str(answer["imageId"])
@@ -160,13 +176,13 @@ class Story:
         self.call("VM", "destroy", f"vmID={vm_id}")
 
     def template(self, vm_id: str) -> str:
-        answer = self.call("VM", "makeTemplate", f"vmID={vm_id}", "leaseRepoId=main", "userData.name=debian-template", wait=True)
+        answer = self.call(
+            "VM", "makeTemplate", f"vmID={vm_id}", "leaseRepoId=main", "userData.name=debian-template", wait=True
+        )
         return str(answer["images"][0]["imageId"])
 
     def from_template(self, template: str) -> str:
-        answer = self.call(
-            "Storage", "createVirtualDisk", "targetRepoId=main", "size=0", f"baseSnapshotId={template}"
-        )
+        answer = self.call("Storage", "createVirtualDisk", "targetRepoId=main", "size=0", f"baseSnapshotId={template}")
         return str(answer["imageId"])
 
     def listings(self) -> None:

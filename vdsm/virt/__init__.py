@@ -7,19 +7,20 @@ statistics; launches have a bounded pool of their own. All verbs are plain block
 import threading
 from typing import Any
 
-from vdsm import config, errors, events, hypervisor, logs, periodic
+from vdsm import config, errors, events, hypervisor, logs, periodic, storage
+from vdsm.jobs import registry
 from vdsm.virt import (
     domainevents,
     domaintype,
     endings,
     launch,
-    plans,
     power,
     sampling,
     spec,
     states,
     table,
     vm,
+    vmjobs,
     vmrecord,
 )
 
@@ -27,6 +28,11 @@ _log = logs.get("virt")
 
 # How long the agent's end waits for calls to a libvirt that hangs.
 STOP_GRACE_S = 5.0
+
+
+def preload() -> list[str]:
+    """Modules with the room's job bodies, which the fork server must have loaded."""
+    return ["vdsm.virt.sysprep", "vdsm.virt.template"]
 
 
 class Machines:
@@ -37,26 +43,26 @@ class Machines:
         settings: config.Config,
         event_log: events.EventLog,
         libvirt: hypervisor.Hypervisor,
-        storage: plans.Storage,
-        jobs: Any,
+        service: storage.Storage,
+        jobs: registry.Registry,
     ) -> None:
         self._settings = settings
         self._libvirt = libvirt
-        self._jobs = jobs
         self._domain_type = domaintype.DomainType(settings.virt.emulator, settings.virt.domain_type)
         self._table = table.Table(
             libvirt,
             lambda vm_id, params: event_log.publish("vm", vm_id, params),
             settings.sanlock.max_registrations,
         )
-        self._records = vmrecord.VmRecords(storage, settings.host.name)
+        self._records = vmrecord.VmRecords(service, settings.host.name)
         self._ends = endings.Endings(self._table, self._records)
-        self._launcher = launch.Launcher(settings, libvirt, storage, self._records, self._ends, self._domain_type)
+        self._launcher = launch.Launcher(settings, libvirt, service, self._records, self._ends, self._domain_type)
         self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher)
         self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, self.reconcile)
         self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s)
         self._reconciler = periodic.Periodic("vm comparison", settings.virt.reconcile_s, self._reconcile_if_connected)
-        storage.set_holder_lookup(self._table.holder)
+        service.set_holder_lookup(self._table.holder)
+        self._vm_jobs = vmjobs.VmJobs(settings, self._table, service, jobs, self._domain_type)
 
     def start(self) -> None:
         """Connects to libvirt in the background and finds the VMs that run. Starts nothing and ends nothing."""
@@ -123,6 +129,21 @@ class Machines:
                 vm_id, delay_s=delay_s, message=message, reboot=reboot, timeout_s=timeout_s, force=force
             )
         )
+
+    def sysprep(self, vm_id: str, lease_repo_id: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        """See `vmjobs.VmJobs.sysprep`."""
+        return self._vm_jobs.sysprep(vm_id.lower(), lease_repo_id, options)
+
+    def make_template(
+        self,
+        vm_id: str,
+        target_repo_id: str | None,
+        lease_repo_id: str | None,
+        user_data: Any,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        """See `vmjobs.VmJobs.make_template`."""
+        return self._vm_jobs.make_template(vm_id.lower(), target_repo_id, lease_repo_id, user_data, options)
 
     # -- questions ----------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,15 @@ Progress comes from virt-sysprep's own lines, `[  12.3] Performing "machine-id" 
 going to do. While it examines the guest it says nothing, and so does the progress (-1).
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 
-from vdsm import errors, programs
+from vdsm import programs
 from vdsm.jobs import worker
 
 PROGRAM = "virt-sysprep"
-EXAMINING, OPERATIONS = "examine", "sysprep"
+EXAMINE, SYSPREP = "examine", "sysprep"  # stages
 
 # TCG needs 30 s for a small guest here, and 171 s were seen on a slow host; a guest with many files needs more for
 # its logs and caches. Past this the appliance hangs.
@@ -44,29 +45,30 @@ class Progress:
         if not _PERFORMING.match(text):
             return
         if self._done == 0:
-            self._stage(OPERATIONS)
+            self._stage(SYSPREP)
         self._percent(min(self._done * 100 // self._total, 100))
         self._done += 1
 
 
-def sysprep(ctx: worker.Context, disks: Sequence[tuple[str, str]], *, accelerated: bool, scratch_dir: str) -> None:
+def sysprep(ctx: worker.Context, disks: Sequence[tuple[str, str]]) -> None:
     """Removes what makes a guest unique from `disks`, (path, format) each, all of one guest.
 
-    The disks' leases are held by the worker. Raises `ToolFailed` (no operating system found, a damaged disk, ...) or
-    `Aborted`. Writes to the disks at any moment until it returns; a kill leaves them half done.
+    The job's argument says whether KVM works here (`accelerated`) and where there is room (`scratch_dir`). The leases
+    are held by the worker. Raises `ToolFailed` (no operating system found, a damaged disk, ...) or `Aborted`. Writes
+    to the disks at any moment until it returns; a kill leaves them half done.
     """
     command = [PROGRAM, "--no-network"]
     for path, data_format in disks:
         command += ["--format", data_format, "-a", path]
     progress = Progress(operations(), ctx.stage, ctx.progress)
-    ctx.stage(EXAMINING)
+    ctx.stage(EXAMINE)
     ctx.progress(-1)
     with ctx.adoption() as adoption:
-        environment = adoption | appliance_environment(accelerated, scratch_dir)
+        environment = {**os.environ, **adoption, **_appliance(ctx.argument["accelerated"], ctx.argument["scratch_dir"])}
         ctx.tool(command, on_line=progress.line, env=environment, timeout_s=TIMEOUT_S)
 
 
-def appliance_environment(accelerated: bool, scratch_dir: str) -> dict[str, str]:
+def _appliance(accelerated: bool, scratch_dir: str) -> dict[str, str]:
     """What libguestfs needs: no libvirt in between, its caches in our scratch space, KVM only where it was proved."""
     return {
         "LIBGUESTFS_BACKEND": "direct",
@@ -75,9 +77,3 @@ def appliance_environment(accelerated: bool, scratch_dir: str) -> dict[str, str]
         "TMPDIR": scratch_dir,
         "HOME": scratch_dir,
     }
-
-
-def refuse_blank(disks: Sequence[object]) -> None:
-    """A guest without disks has nothing to clean."""
-    if not disks:
-        raise errors.InvalidParameters(parameter="vmID", reason="the VM has no disks")

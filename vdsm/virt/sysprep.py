@@ -1,0 +1,82 @@
+"""VM.sysprep: removes what makes a guest unique from all disks of a VM that runs nowhere. One job on the VM.
+
+The worker holds the VM's lease, so that nobody can start it, and the data leases of its disks, and works on hidden
+overlays (`storage.overlays`). Killed during
+
+    (queued)    nothing has happened
+    overlay     the VM's record names the overlays; some are there. Undone: they go, the VM is as it was
+    examine     "
+    sysprep     "
+    commit      the VM's record says "committing" and lists what each disk becomes: rolled forward from there
+
+An abort, up to the commit, leaves the VM untouched.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vdsm import leases, record, storage
+from vdsm.jobs import worker
+from vdsm.virt import guestfs
+
+KIND = "sysprep"
+OVERLAY, COMMIT = "overlay", "commit"
+_OVERLAY_FORMAT = "qcow2"
+
+
+class _Disk(NamedTuple):
+    """One disk of the VM, and what its overlay is called."""
+
+    repo: storage.Repository
+    image_id: str
+    change: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        """Of the overlay."""
+        return self.repo.data_path(self.change["data"])
+
+
+@worker.body(KIND)
+class Sysprep(worker.Body):
+    """argument: vm_slot, leases (of the disks and their chains), accelerated, scratch_dir, and disks: [{repository (a
+    description), image_id, change}...]."""
+
+    job_type = "virt"
+    stages = (OVERLAY, guestfs.EXAMINE, guestfs.SYSPREP, COMMIT)
+
+    def entity(self, argument: worker.Argument) -> record.Slot:
+        return record.Slot(*argument["vm_slot"])
+
+    def leases(self, argument: worker.Argument) -> list[leases.Lease]:
+        return [self.entity(argument).data_lease(), *(leases.Lease(*wanted) for wanted in argument["leases"])]
+
+    def run(self, ctx: worker.Context) -> None:
+        disks = list(_disks(ctx.argument))
+        ctx.stage(OVERLAY)
+        for disk in disks:
+            storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"])
+        guestfs.sysprep(ctx, [(disk.path, _OVERLAY_FORMAT) for disk in disks])
+        for disk in disks:
+            ctx.flush(disk.path)
+        ctx.stage(COMMIT)
+        ctx.commit(lambda known: known)
+        self.roll_forward(ctx)
+
+    def roll_forward(self, ctx: worker.Context) -> None:
+        for disk in _disks(ctx.argument):
+            storage.overlays.commit(disk.repo, ctx.session, disk.image_id, disk.change)
+
+    def undo(self, ctx: worker.Context) -> None:
+        for disk in _disks(ctx.argument):
+            storage.overlays.drop(disk.repo, ctx.session, disk.change)
+
+
+def names(disks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is being made, for the VM's record: {"disks": {disk id: {"hidden": id, "data": name}}}."""
+    return {"disks": {disk["image_id"]: disk["change"] for disk in disks}}
+
+
+def _disks(argument: worker.Argument) -> Iterator[_Disk]:
+    for disk in argument["disks"]:
+        yield _Disk(storage.open_repository(disk["repository"]), disk["image_id"], disk["change"])
