@@ -1,0 +1,48 @@
+# The two commands are `make demo` and `make test`; both install what is missing on a bare Debian 12 (as root).
+
+SHELL := /bin/sh
+PREREQUISITES := vdsm/tool/prerequisites.sh
+# The agent runs under the system's interpreter: the bindings of libvirt and sanlock must match its libraries.
+RUN := PYTHONPATH=build/runtime /usr/bin/python3
+DEV := .venv/bin/python
+
+.PHONY: help demo up down test check bench torture
+
+help:
+	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
+	@echo 'make up        the same daemons, left running in the background; prints how to call them'
+	@echo 'make down      ends them'
+	@echo 'make test      every test (TESTS="-k word" picks some)'
+	@echo 'make check     style, types and the law of floors; under a minute'
+	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
+	@echo 'make torture   the long tests: kills and aborts at random moments'
+
+demo:
+	@$(PREREQUISITES) demo
+	@$(RUN) -m vdsm.tool.demo
+
+up:
+	@$(PREREQUISITES) demo
+	@$(RUN) -m vdsm.standalone up
+
+down:
+	@$(RUN) -m vdsm.standalone down
+
+test:
+	@$(PREREQUISITES) test
+	@$(DEV) -m pytest $(TESTS)
+
+check:
+	@$(PREREQUISITES) test
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check .
+	@.venv/bin/mypy
+	@$(DEV) -m pytest -q tests/floors_test.py
+
+bench:
+	@$(PREREQUISITES) test
+	@$(DEV) -m benchmarks
+
+torture:
+	@$(PREREQUISITES) test
+	@$(DEV) -m pytest -m torture tests
