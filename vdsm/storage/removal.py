@@ -3,6 +3,7 @@
 Data goes before the record that names it, the record before its slot. Runs in a repository's I/O child or in a worker.
 """
 
+import contextlib
 from typing import Any
 
 from vdsm import errors, leases, record
@@ -37,24 +38,23 @@ def _deleted(repo: Repository, image: record.Record, expected: int | None) -> re
     return {**image, "deleted": True, "writer": models.writer(repo.host_id)}
 
 
-def clean(repo: Repository, session: leases.Session, image_id: str | None) -> list[str]:
-    """Takes a deleted image from storage when nobody needs it, then its base by the same rule, and so on.
+def clean(repo: Repository, session: leases.Session, image_id: str) -> list[str]:
+    """Takes a deleted image from storage when nobody needs it, then what it needed by the same rule, and so on.
 
     Returns the ids of what has gone. What is in use, needed or not deleted stays as it is; nothing is raised for it.
 
     Killed: the image stays deleted and broken, with this work in its record, its data there or not.
     """
     cleaned: list[str] = []
-    while image_id is not None:
-        try:
+    wanted = [image_id]
+    while wanted:
+        image_id = wanted.pop()
+        with contextlib.suppress(errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage):
             with repo.owning(session, exclusive=[image_id]):
                 image = _clean_one(repo, session, image_id)
-        except (errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage):
-            break
-        if image is None:
-            break
-        cleaned.append(image_id)
-        image_id = image["base"]
+            if image is not None:
+                cleaned.append(image_id)
+                wanted += sorted(chain.needs(image))
     return cleaned
 
 
