@@ -253,7 +253,8 @@ def _nics(devices: ET.Element, vm: spec.VmSpec) -> None:
 def _consoles(devices: ET.Element, vm: spec.VmSpec, ground: Ground) -> None:
     serial = ET.SubElement(devices, "serial", type="pty")
     if ground.console_log is not None:
-        ET.SubElement(serial, "log", file=ground.console_log, append="off")
+        # Appended: to begin anew virtlogd would make a new file that is root's alone. The agent has emptied it.
+        ET.SubElement(serial, "log", file=ground.console_log, append="on")
     ET.SubElement(serial, "target", port="0")
     if vm.agent_channel:
         channel = ET.SubElement(devices, "channel", type="unix")

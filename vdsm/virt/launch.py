@@ -188,6 +188,7 @@ class Launcher:
                 self._libvirt.set_metadata(known.id, domxml.PREFIX, domxml.NAMESPACE, metadata)
                 known.learn(domxml.parse_live(self._libvirt.xml(known.id)))
                 known.find_pid()
+                _check_wanted(known)
                 if self._libvirt.state(known.id).state == "paused":
                     self._libvirt.resume(known.id)
                 break

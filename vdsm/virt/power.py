@@ -119,5 +119,6 @@ class Power:
             return
         if isinstance(known.shutdown, guestagent.Request):
             known.shutdown.cancel()
+        known.because = known.asked.message if known.asked is not None else ""
         with contextlib.suppress(errors.NoSuchVm):
             self._libvirt.destroy(known.id)

@@ -3,16 +3,13 @@
 Anybody may start a process with such a command line: it is believed only as far as its leases go.
 """
 
-import os
 from pathlib import Path
 
 
 def find(vm_id: str) -> int | None:
     """The pid of the process that runs the VM, None when there is none."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and runs(int(entry.name), vm_id):
-            return int(entry.name)
-    return None
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return next((pid for pid in pids if runs(pid, vm_id)), None)
 
 
 def runs(pid: int, vm_id: str) -> bool:
