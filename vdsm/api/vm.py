@@ -232,4 +232,4 @@ def _info(found: dict[str, Any]) -> VmInfo:
 
 
 def _wire_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    return VmSpec.model_construct(**spec).model_dump(by_alias=True)
+    return VmSpec.model_validate(spec, by_name=True, by_alias=False).model_dump(mode="json", by_alias=True)
