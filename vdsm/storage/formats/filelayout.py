@@ -66,7 +66,7 @@ class FileLayout(repository.Repository):
                 _make_directory(Path(self.place, name))
             header = self._make_header(str(made), io_timeout_s)
             os.link(made, Path(self.place, _HEADER))
-        except FileExistsError as error:
+        except (FileExistsError, FileNotFoundError) as error:  # another's header is there, or has tidied ours away
             raise errors.NotEmpty(place=self.place, reason="it was formatted at the same time") from error
         finally:
             for left in Path(self.place).glob(f".{_HEADER}.*"):
