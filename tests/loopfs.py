@@ -1,0 +1,50 @@
+"""A small file system of a test's own, on a loop device: to be filled, and to be frozen."""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def mounted(size_bytes: int) -> Iterator[Path]:
+    """An empty ext4. Unmounted at the end, thawed before if need be; skips where loop mounts are impossible."""
+    if os.geteuid() != 0:
+        pytest.skip("loop mounts need root")
+    with tempfile.TemporaryDirectory(prefix="vdsm-loopfs-") as directory:
+        image, place = Path(directory, "image"), Path(directory, "mounted")
+        place.mkdir()
+        with image.open("wb") as made:
+            made.truncate(size_bytes)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+        mount = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+        if mount.returncode != 0:
+            pytest.skip(f"no loop mounts here: {mount.stderr.strip()}")
+        try:
+            yield place
+        finally:
+            subprocess.run(["fsfreeze", "-u", place], capture_output=True, check=False)
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+def freeze(place: Path) -> None:
+    """From now on a writer waits in D state, which no signal ends."""
+    subprocess.run(["fsfreeze", "-f", place], check=True)
+
+
+def thaw(place: Path) -> None:
+    subprocess.run(["fsfreeze", "-u", place], check=True)
+
+
+def fill(place: Path) -> None:
+    """Leaves no space at all."""
+    with (place / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        for size_bytes in (1 << 20, 4096, 512):
+            with contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(size_bytes))
+                    os.fsync(ballast.fileno())
