@@ -23,6 +23,12 @@ class WaitParams(JobParams):
     timeout: float | None = pydantic.Field(None, ge=0, description="seconds; without it, as long as the job takes")
 
 
+class Entity(verb.Result):
+    type: str = pydantic.Field(description="image or vm")
+    id: str
+    repo_id: str = pydantic.Field(description="where its record is")
+
+
 class JobInfo(verb.Result):
     """A host job, as this host sees it. Ended jobs stay listed for an hour; the record tells how the work ended."""
 
@@ -37,7 +43,7 @@ class JobInfo(verb.Result):
     stage_name: str | None
     detail: str | None = pydantic.Field(description="why it does not run yet")
     error: dict[str, Any] | None = pydantic.Field(description="as in a JSON-RPC error")
-    entity: dict[str, str] = pydantic.Field(description="type, id, repo_id of what is changed")
+    entity: Entity = pydantic.Field(description="what is changed")
     created: float = pydantic.Field(description="seconds since 1970")
     started: float | None
     ended: float | None

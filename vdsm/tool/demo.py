@@ -110,7 +110,7 @@ class Story:
             "Copy its disk",
             lambda: self.call("Storage", "copyImage", "targetRepoId=main", f"imageId={disk}", wait=True),
         )
-        template = self.step("Make a sysprepped template", lambda: self.template(vm_id))
+        template = self.step("Make a sysprepped template", lambda: self.template(vm_id, disk))
         second_id = ids.new()
         second_disk = self.step("Create a disk from the template", lambda: self.from_template(template))
         second = self.step("Boot a second VM from it", lambda: self.boot(second_id, "second", second_disk))
@@ -129,17 +129,11 @@ class Story:
         source = Path(self.stack.import_dir) / "debian.raw"
         subprocess.run(["cp", "--sparse=always", self.image.disk_path, str(source)], check=True)
         source.chmod(0o644)
-        answer = self.call(
-            "Storage",
-            "importImage",
-            "targetRepoId=main",
-            f"path={source}",
-            "format=raw",
-            "userData.name=debian",
-            wait=True,
-        )
+        image_id = ids.new()
+        given = [f"path={source}", "format=raw", f"options.imageId={image_id}"]
+        self.call("Storage", "importImage", "targetRepoId=main", *given, wait=True)
         source.unlink()
-        return str(answer["imageId"])
+        return image_id
 
     def boot(self, vm_id: str, name: str, disk: str) -> list[str]:
         spec = {
@@ -175,11 +169,11 @@ class Story:
         self.until(vm_id, "Down", SHUTDOWN_DEADLINE_S)
         self.call("VM", "destroy", f"vmID={vm_id}")
 
-    def template(self, vm_id: str) -> str:
-        answer = self.call(
-            "VM", "makeTemplate", f"vmID={vm_id}", "leaseRepoId=main", "userData.name=debian-template", wait=True
-        )
-        return str(answer["images"][0]["imageId"])
+    def template(self, vm_id: str, disk: str) -> str:
+        image_id = ids.new()
+        options = json.dumps({"imageIds": {disk: image_id}})
+        self.call("VM", "makeTemplate", f"vmID={vm_id}", "userData.name=debian", f"options={options}", wait=True)
+        return image_id
 
     def from_template(self, template: str) -> str:
         answer = self.call("Storage", "createVirtualDisk", "targetRepoId=main", "size=0", f"baseSnapshotId={template}")
