@@ -4,6 +4,7 @@ Runs as root. Everything is made under the run directory, but for the system use
 """
 
 import compileall
+import contextlib
 import grp
 import json
 import os
@@ -11,7 +12,7 @@ import pwd
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def ensure_user() -> None:
             raise GroundError(f"cannot create the system user {USER}: {made.stderr.strip()}") from None
 
 
+@contextlib.contextmanager
+def usual_umask() -> Iterator[None]:
+    """Others may read what is made inside, whatever the owner of the stack keeps to itself elsewhere."""
+    old = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
 def make_directories(place: layout.Layout) -> None:
     agent = pwd.getpwnam(USER)
     storage_gid = grp.getgrnam(STORAGE_GROUP).gr_gid
@@ -107,14 +118,10 @@ def _make(directory: Path, mode: int, uid: int, gid: int) -> None:
 
 def install_code(place: layout.Layout) -> None:
     """Copies the runtime dependencies and both packages. A source tree that only its owner can read will do."""
-    old = os.umask(0o022)
-    try:
-        shutil.copytree(BUILD / "runtime", place.code, dirs_exist_ok=True)
-        for package in ("vdsm", "supervdsm"):
-            shutil.copytree(SOURCE / package, place.code / package, ignore=shutil.ignore_patterns("__pycache__"))
-            compileall.compile_dir(place.code / package, quiet=2)
-    finally:
-        os.umask(old)
+    shutil.copytree(BUILD / "runtime", place.code, dirs_exist_ok=True)
+    for package in ("vdsm", "supervdsm"):
+        shutil.copytree(SOURCE / package, place.code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(place.code / package, quiet=2)
     for path in place.code.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     place.launcher.chmod(0o755)

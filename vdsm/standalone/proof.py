@@ -19,7 +19,7 @@ LEASE_BYTES = 1 << 20
 IO_TIMEOUT_S = 1
 DEADLINE_S = 20.0
 # sanlock looks at its lockspaces every second.
-KILL_S = 10.0
+KILL_S = 5.0
 
 
 class ProofError(Exception):
@@ -81,8 +81,10 @@ def _removal(place: layout.Layout, lockspace: str) -> Iterator[None]:
     """Removes the lockspace, which kills its holders first. Nobody waits for the rest of it, two seconds later."""
     command = ["sanlock", "client", "rem_lockspace", "-s", lockspace]
     with subprocess.Popen(command, env=daemons.environment(place), stdout=subprocess.DEVNULL) as removal:
-        yield
-        removal.kill()
+        try:
+            yield
+        finally:
+            removal.kill()
 
 
 def _sanlock(place: layout.Layout, action: str, *arguments: str) -> None:

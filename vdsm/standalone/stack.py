@@ -114,10 +114,11 @@ class Stack:
         self._save()
         state.register(self._place)
         try:
-            ground.make_directories(self._place)
-            self._watch()
-            ground.write_configuration(self._place, self._overrides)
-            ground.install_code(self._place)
+            with ground.usual_umask():
+                ground.make_directories(self._place)
+                self._watch()
+                ground.write_configuration(self._place, self._overrides)
+                ground.install_code(self._place)
             self._start_daemons()
         except BaseException as error:
             self.stop()
@@ -234,6 +235,7 @@ class Stack:
                 stderr=log,
                 env=daemons.environment(self.place),
                 cwd="/",
+                umask=0o022,
                 start_new_session=True,
             )
         self._running[daemon.name] = process
