@@ -34,7 +34,7 @@ class Connection:
     """One repository, under one or more ids."""
 
     def __init__(
-        self, description: repository.Description, header: Record, children: ioproc.Children, tell: Callable[[], None]
+        self, description: repository.Description, header: Record, children: ioproc.Children, tell: lockspaces.Tell
     ) -> None:
         self.description = description
         self.header = header
@@ -42,7 +42,7 @@ class Connection:
         self.children = children
         self.repo_ids: list[str] = []
         self.membership = lockspaces.Membership(
-            self.repository.lockspace(), header["io_timeout_s"], header["holder"], lambda _: tell()
+            self.repository.lockspace(), header["io_timeout_s"], header["holder"], tell
         )
 
     @property
@@ -112,7 +112,7 @@ class Connections:
             connection, new = self._enter(repo_id, {**description, **whole}, header)
         if new:
             connection.membership.join()
-            self._publish(repo_id, connection)
+        self._publish(repo_id, connection)
         return connection.info(repo_id)
 
     def disconnect(self, repo_id: str, users: Callable[[Connection], list[str]]) -> None:
@@ -173,9 +173,8 @@ class Connections:
                 if (other.name, other.place) != (header["name"], header["place"]):
                     raise errors.RepositoryExists(repo_id=other.repo_ids[0], place=other.place)
             if same is None:
-                same = Connection(
-                    description, header, self._children(description), lambda: self._tell_all(header["name"])
-                )
+                children, name = self._children(description), header["name"]
+                same = Connection(description, header, children, lambda state: self._tell_all(name, state))
             if repo_id not in same.repo_ids:
                 same.repo_ids.append(repo_id)
             self._connected[repo_id] = same
@@ -314,7 +313,10 @@ class Connections:
         for connection in connections.values():
             connection.membership.poll()
 
-    def _tell_all(self, name: str) -> None:
+    def _tell_all(self, name: str, state: str) -> None:
+        """Joined or lost: what is on the way there was asked for by a verb, which tells its caller."""
+        if state not in (lockspaces.JOINED, lockspaces.LEFT):
+            return
         with self._lock:
             found = [(repo_id, known) for repo_id, known in self._connected.items() if known.name == name]
         for repo_id, connection in found:

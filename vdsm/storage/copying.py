@@ -49,8 +49,7 @@ class Filling(worker.Body):
     def aborted(self, ctx: worker.Context, known: record.Record) -> None:
         """Nothing is left: the slot goes too, and its lease with it."""
         repo = self.target(ctx.argument)
-        with leases.Session() as session:
-            repo.free(session, self.entity(ctx.argument))
+        repo.free(ctx.session, self.entity(ctx.argument))
 
 
 @worker.body("copyImage")

@@ -58,7 +58,7 @@ class Fillings:
         begun: Answer = self._connections.write(repo_id, order.intent, {**order.wanted, **told, **asked})
         if begun["job_id"] == job_id:
             self._register(self._job(repo_id, order, job_id, digest), order.reads)
-        self._events.publish("image", begun["image_id"], {"repo_id": repo_id, "change": "begun", **begun})
+            self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "begun", "job_id": job_id})
         return begun
 
     def _job(self, repo_id: str, order: Order, job_id: str, digest: str) -> job.JobRequest:

@@ -200,9 +200,10 @@ class _Server:
     def _run(self, function: str, argument: dict[str, Any]) -> Any:
         if function in PLAIN:
             return PLAIN[function](self._repo, argument)
+        leased = LEASED[function]
         if self._session is None:
             self._session = leases.Session()
-        return LEASED[function](self._repo, self._session, argument)
+        return leased(self._repo, self._session, argument)
 
     def _hang_up(self) -> None:
         """Ends the registration, and with it all that it may still hold: the daemon may be another by now."""

@@ -23,6 +23,8 @@ RETRY_S = 5.0
 # watches it for 14 x io_timeout, to see whether that host lives.
 _JOIN, _JOIN_AFTER_ANOTHER = 3, 14
 
+Tell = Callable[[str], None]
+
 JOINING, JOINED, LEAVING, LEFT = "joining", "joined", "leaving", "left"
 
 
@@ -38,7 +40,7 @@ class Membership:
         lockspace: leases.Lockspace,
         io_timeout_s: int,
         holder: str | None,
-        changed: Callable[[str], None],
+        changed: Tell,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lockspace = lockspace
