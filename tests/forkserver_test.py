@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import forkserver_targets
 import pytest
-from until import exists, running, until, zombie
 
+from tests import forkserver_targets
+from tests.until import exists, running, until, zombie
 from vdsm import channels, errors, forkserver
 
 TARGETS = forkserver_targets.__name__

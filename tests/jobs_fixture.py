@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sanlock_fixture
-from until import until
-
-from vdsm import events, forkserver, ids, leases, record
+from tests import sanlock_fixture
+from tests.until import until
+from vdsm import errors, events, forkserver, ids, leases, record
 from vdsm.jobs import job, pool, registry
 
-PRELOADED = ["vdsm.jobs.worker", "kinds.probe", "kinds.export_image"]
+PRELOADED = ["vdsm.jobs.worker", "tests.kinds.probe", "tests.kinds.export_image"]
 
 
 class Probe:
@@ -118,6 +117,6 @@ def free(slot: record.Slot, within_s: float = 5.0) -> bool:
             try:
                 session.acquire([slot.data_lease()], 0)
                 return True
-            except leases.errors.LeaseHeld:
+            except errors.LeaseHeld:
                 if time.monotonic() > deadline:
                     return False

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jobs_fixture
 import pytest
-import sanlock_fixture
-from jobs_fixture import free
-from until import exists, running, until, zombie
 
+from tests import jobs_fixture, sanlock_fixture
+from tests.jobs_fixture import free
+from tests.until import exists, running, until, zombie
 from vdsm import errors, forkserver, ids, leases, record
 from vdsm.jobs import control, job, pool
 
@@ -172,17 +172,14 @@ def test_data_that_cannot_be_made_durable_is_not_called_done(
     server = forkserver.ForkServer(jobs_fixture.PRELOADED)
     server.start()
     inject = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1", "-o", str(tmp_path / "calls")]
-    try:
-        with (
-            subprocess.Popen(["strace", "-f", "-qq", *inject, "-p", str(server.pid)]) as tracer,
-            jobs_fixture.hosting(server) as host,
-        ):
-            until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{server.pid}/status").read_text())
-            host.jobs.add(export)
-            info = host.jobs.wait(export.job_id, 30)
-            tracer.terminate()
-    finally:
-        server.stop()
+    with contextlib.ExitStack() as last:
+        last.callback(server.stop)
+        tracer = last.enter_context(subprocess.Popen(["strace", "-f", "-qq", *inject, "-p", str(server.pid)]))
+        last.callback(tracer.terminate)
+        until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{server.pid}/status").read_text(), 30)
+        host = last.enter_context(jobs_fixture.hosting(server))
+        host.jobs.add(export)
+        info = host.jobs.wait(export.job_id, 60)
     assert "INJECTED" in (tmp_path / "calls").read_text()
     assert (info["status"], info["error"]["data"]["facts"]) == ("failed", {"reason": "Input/output error"})
     assert record.read(slot)["work"]["state"] == "failed"
@@ -208,6 +205,14 @@ def test_percents_are_recorded_from_time_to_time(host: jobs_fixture.Host, probe:
     assert (it.work["stage_name"], it.work["percent"]) == ("first", 41)
     it.go("here")
     host.end(it)
+
+
+def test_the_documentation_shows_the_example_as_it_is() -> None:
+    root = Path(__file__).parent.parent
+    (shown,) = re.findall(r"```python\n(.*?)```", (root / "docs/jobs.md").read_text(), re.DOTALL)
+    example = (root / "tests/kinds/export_image.py").read_text()
+    assert example.endswith(shown)
+    assert len(example.splitlines()) < 60
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
@@ -568,7 +573,7 @@ def test_the_worker_ends_with_its_agent_and_the_record_says_so(
     it = probe(*steps, ["tool", "sh", "-c", "echo $$; exec sleep 60"])
     agent_code = (
         "import sys, json, time; sys.path[:] = json.loads(sys.argv[1])\n"
-        "import jobs_fixture\n"
+        "from tests import jobs_fixture\n"
         "from vdsm import forkserver\n"
         "from vdsm.jobs import job\n"
         "host = jobs_fixture.Host(forkserver.ForkServer(jobs_fixture.PRELOADED))\n"
@@ -599,9 +604,32 @@ def test_an_interrupted_job_leaves_the_record_of_its_successor_alone(server: for
         with leases.Session() as session:
             change = {"work": {"job_id": "other", "state": "queued"}}
             other = record.update(session, it.slot, lambda known: {**known, **change})
-        child.channel.close()
+        child.channel.hang_up()
         assert child.wait_exit(5) == control.INTERRUPTED
         assert it.record == other
+
+
+def test_a_worker_that_waits_for_a_lease_ends_with_its_agent(server: forkserver.ForkServer, probe: Any) -> None:
+    it = probe()
+    with holding(it.slot.data_lease()), server.spawn(pool.TARGET, it.order(lease_wait_s=60)) as child:
+        until(lambda: registered(child.pid))
+        child.channel.hang_up()
+        assert child.wait_exit(1) == control.INTERRUPTED
+        assert it.work["state"] == "interrupted"
+
+
+def test_an_interruption_waits_for_who_holds_the_record(server: forkserver.ForkServer, probe: Any) -> None:
+    """Also when the main thread waits for it too, with a write of its own to make."""
+    it = probe(["pause", "here"], ["stage", "second"])
+    with server.spawn(pool.TARGET, it.order()) as child:
+        it.reached("here")
+        with holding(it.slot.record_lease()):
+            it.go("here")
+            child.channel.hang_up()
+            with pytest.raises(TimeoutError):
+                child.wait_exit(0.3)
+        assert child.wait_exit(5) == control.INTERRUPTED
+        assert it.work["state"] == "interrupted"
 
 
 def test_stopping_the_pool_interrupts_what_runs(server: forkserver.ForkServer, probe: Any) -> None:

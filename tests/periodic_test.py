@@ -5,8 +5,8 @@ import threading
 import time
 
 import pytest
-from until import until
 
+from tests.until import until
 from vdsm import periodic
 
 

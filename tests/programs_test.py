@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from until import running, until
 
+from tests.until import running, until
 from vdsm import errors, programs
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from until import until
 
+from tests.until import until
 from vdsm import leases, record
 
 HOST_ID = 1
@@ -53,25 +53,21 @@ def answers(path: Path) -> bool:
     return False
 
 
-@pytest.fixture(scope="session")
-def storage() -> Iterator[Storage]:
+@contextlib.contextmanager
+def running() -> Iterator[Storage]:
     """The daemon runs as this user, since sanlock must be able to kill every holder of a lease (trap 6)."""
-    if shutil.which("sanlock") is None:
-        pytest.skip("sanlock is not installed: apt install sanlock python3-sanlock")
-    with tempfile.TemporaryDirectory(prefix="vdsm-sanlock-") as directory:
+    with tempfile.TemporaryDirectory(prefix="vdsm-sanlock-") as directory, pytest.MonkeyPatch.context() as patch:
         run_dir, data = Path(directory, "run"), Path(directory, "data")
         run_dir.mkdir()
         data.mkdir()
-        environment = {"SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(run_dir)}
+        patch.setenv("SANLOCK_PRIVILEGED", "0")
+        patch.setenv("SANLOCK_RUN_DIR", str(run_dir))  # also how sanlock's library in this process finds the daemon
         who = ["-U", str(os.getuid()), "-G", str(os.getgid())]
-        patch = pytest.MonkeyPatch()
-        patch.setenv("SANLOCK_RUN_DIR", str(run_dir))  # how sanlock's library finds the daemon
-        with (run_dir / "output").open("wb") as output, subprocess.Popen(
-            ["sanlock", "daemon", "-D", "-w", "0", "-t", "64", "-e", "testhost", *who],
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=output,
-        ) as daemon:
+        command = ["sanlock", "daemon", "-D", "-w", "0", "-t", "64", "-e", "testhost", *who]
+        with (
+            (run_dir / "output").open("wb") as output,
+            subprocess.Popen(command, stdout=output, stderr=output) as daemon,
+        ):
             try:
                 until(lambda: answers(run_dir / "sanlock.sock"))
                 place = Storage(data, run_dir)
@@ -82,4 +78,11 @@ def storage() -> Iterator[Storage]:
                 yield place
             finally:
                 daemon.kill()
-                patch.undo()
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[Storage]:
+    if shutil.which("sanlock") is None:
+        pytest.skip("sanlock is not installed: apt install sanlock python3-sanlock")
+    with running() as place:
+        yield place

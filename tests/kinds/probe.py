@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vdsm import errors, leases, record
+from vdsm import channels, errors, leases, record
 from vdsm.jobs import context, worker
 
 
@@ -152,3 +152,7 @@ STEPS: dict[str, Callable[..., object]] = {
     "vanish": lambda ctx: None,
     "undo_bug": lambda ctx: None,
 }
+
+
+def nothing(argument: dict[str, Any], channel: channels.Channel) -> None:
+    """A child that is no job: what a process costs without the framework."""

@@ -59,7 +59,7 @@ class Wait(NamedTuple):
 Gate = Callable[[], Wait | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobRequest:
     """What is to be done. `kind` names the body; `argument` is JSON and holds all that the body needs.
 
@@ -82,6 +82,9 @@ class JobRequest:
         """SHA-256 over what makes this request this request."""
         told = [self.kind, self.job_type, self.entity, self.argument if self.identity is None else self.identity]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+_FORGOTTEN: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -221,7 +224,7 @@ class Job:
         self._times.ended = time.time()
         known = self._request
         self._request = JobRequest(
-            known.kind, known.job_id, known.job_type, known.description, known.entity, argument={}
+            known.kind, known.job_id, known.job_type, known.description, known.entity, _FORGOTTEN
         )
         if self._status is Status.DONE:
             self._progress.percent = 100

@@ -12,7 +12,6 @@ written by the worker alone, each time under the record lease and only while the
 be rolled forward, everything else may be undone.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,17 +33,16 @@ class Ledger:
         self.job_id = job_id
         self.slot = slot
         self.holding: list[leases.Lease] = []
-        # One read-check-write at a time, also between the worker's two threads, which share one registration.
+        # Around each read-check-write of the worker's two threads. Whoever ends the process keeps it.
         self.lock = threading.RLock()
         self._session: leases.Session | None = None
 
     @property
     def session(self) -> leases.Session:
-        """The worker's registration, made when it is first needed. Raises `LeaseDaemonDown`."""
-        with self.lock:
-            if self._session is None:
-                self._session = leases.Session()
-            return self._session
+        """The main thread's registration, made when it is first needed. Raises `LeaseDaemonDown`."""
+        if self._session is None:
+            self._session = leases.Session()
+        return self._session
 
     @property
     def fds(self) -> list[int]:
@@ -124,14 +122,20 @@ class Ledger:
         self.write(lambda known: working({**known, **fields}, state=state, error=error))
 
     def interrupt(self) -> None:
-        """The worker leaves with its agent. A commit that has begun stays one: it must be rolled forward."""
+        """The worker leaves with its agent. A commit that has begun stays one: it must be rolled forward.
 
-        def change(known: record.Record) -> record.Record:
-            stays = known["work"]["state"] == "committing"
-            return known if stays else working(known, state="interrupted")
+        Called by the control thread, with the lock, which nobody gets any more. It registers for itself, for the main
+        thread may be in the middle of a call on the other registration; a record lease held there is waited for.
+        """
 
-        with contextlib.suppress(errors.Superseded):
-            self.write(change)
+        def change(known: record.Record) -> record.Record | None:
+            if not self._names_me(known) or known["work"]["state"] not in ("queued", "running"):
+                return None
+            return working(known, state="interrupted")
+
+        if self.slot is not None:
+            with leases.Session() as session:
+                record.update(session, self.slot, change)
 
     def _names_me(self, known: record.Record) -> bool:
         return (known.get("work") or {}).get("job_id") == self.job_id

@@ -55,7 +55,9 @@ class Pool:
         self._queue = queue
         self._lease_wait_s = lease_wait_s
         self._abort_grace_s = abort_grace_s
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._work_there = threading.Condition(self._lock)  # for the threads that run jobs
+        self._ends_there = threading.Condition(self._lock)  # for the one that concludes
         self._waiting: deque[_Entry] = deque()
         self._running: dict[str, _Entry] = {}
         self._ending: list[_Entry] = []
@@ -71,21 +73,21 @@ class Pool:
 
     def submit(self, new: job.Job) -> None:
         """Queues the job. Raises `Overloaded` when too many wait."""
-        with self._changed:
+        with self._lock:
             if len(self._waiting) >= self._queue:
                 raise errors.Overloaded(what="waiting jobs", limit=self._queue)
             new.announce()
             self._waiting.append(_Entry(new))
-            self._changed.notify_all()
+            self._work_there.notify()
 
     def poke(self) -> None:
         """Asks the gates of the waiting jobs again now: what they wait for may have come."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._work_there.notify_all()
 
     def abort(self, wanted: job.Job) -> None:
         """Asks for the job's abort and returns; a job that is writing its result will end as done all the same."""
-        with self._changed:
+        with self._lock:
             for entry in self._waiting:
                 if entry.job is wanted:
                     self._waiting.remove(entry)
@@ -100,12 +102,13 @@ class Pool:
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Begins no job any more; running workers end as interrupted. True when all has ended within `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        with self._changed:
+        with self._lock:
             self._stopping = True
             for entry in self._running.values():
                 if entry.child is not None:
                     entry.child.channel.hang_up()
-            self._changed.notify_all()
+            self._work_there.notify_all()
+            self._ends_there.notify_all()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -128,14 +131,14 @@ class Pool:
 
     def _next(self) -> _Entry | None:
         """Waits for a job that can start, and marks it as running; None when the pool stops."""
-        with self._changed:
+        with self._lock:
             while not self._stopping:
                 entry = self._startable()
                 if entry is not None:
                     self._waiting.remove(entry)
                     self._running[entry.job.id] = entry
                     return entry
-                self._changed.wait(TICK_S if self._waiting else None)
+                self._work_there.wait(TICK_S if self._waiting else None)
             return None
 
     def _startable(self) -> _Entry | None:
@@ -156,7 +159,7 @@ class Pool:
     def _supervise(self, entry: _Entry) -> None:
         entry.job.move(job.Status.RUNNING)
         child = self._server.spawn(TARGET, self._order(entry.job))
-        with self._changed:
+        with self._lock:
             entry.child = child
             if self._stopping:
                 child.channel.hang_up()
@@ -164,7 +167,7 @@ class Pool:
                 self._tell_abort(entry)
         outcome = self._listen(entry, child)
         if outcome is not None:
-            with self._changed:
+            with self._lock:
                 self._running.pop(entry.job.id, None)
             entry.job.end(*outcome)
         exit_code = _see_off(child)
@@ -222,7 +225,7 @@ class Pool:
     # -- the thread that concludes -----------------------------------------------------------------------------------
 
     def _conclude_later(self, entry: _Entry, error: errors.VdsmError) -> None:
-        with self._changed:
+        with self._lock:
             aborted = entry.abort_at is not None or entry.job.status is job.Status.ABORTING
             self._hand_over(entry, (job.Status.ABORTED, None) if aborted else (job.Status.FAILED, error.to_wire()))
 
@@ -231,7 +234,7 @@ class Pool:
         self._running.pop(entry.job.id, None)
         entry.verdict = verdict
         self._ending.append(entry)
-        self._changed.notify_all()
+        self._ends_there.notify()
 
     def _conclude_all(self) -> None:
         while (ending := self._to_conclude()) is not None:
@@ -243,13 +246,13 @@ class Pool:
                         _log.exception("the conclusion failed")
                         concluded = True
                 if concluded:
-                    with self._changed:
+                    with self._lock:
                         self._ending.remove(entry)
 
     def _to_conclude(self) -> list[_Entry] | None:
-        with self._changed:
+        with self._lock:
             while not self._ending and not self._stopping:
-                self._changed.wait()
+                self._ends_there.wait()
             return None if self._stopping else list(self._ending)
 
     def _conclude(self, entry: _Entry) -> bool:
