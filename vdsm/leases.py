@@ -201,13 +201,22 @@ def write_lockspace(lockspace: Lockspace, io_timeout_s: int, sector_bytes: int =
         raise _failed("write_lockspace", lockspace, error) from error
 
 
-def join(lockspace: Lockspace) -> None:
+def join(lockspace: Lockspace, io_timeout_s: int = 0) -> None:
     """Starts joining and returns; `state` tells when it is done: about 3 x io_timeout, more after a crash.
 
+    `io_timeout_s` is the one that the lockspace was written with, as its repository's header knows it. Left out,
+    sanlock renews the host id by its own default (10 s), and every later join takes as long as that says (trap 53).
     Joining again is harmless. Raises `LeaseFailed`.
     """
     try:
-        sanlock.add_lockspace(lockspace.name.encode(), lockspace.host_id, lockspace.path, lockspace.offset, wait=False)
+        sanlock.add_lockspace(
+            lockspace.name.encode(),
+            lockspace.host_id,
+            lockspace.path,
+            lockspace.offset,
+            iotimeout=io_timeout_s,
+            wait=False,
+        )
     except sanlock.SanlockException as error:
         if error.errno not in (17, 115):  # EEXIST, EINPROGRESS: joined, or on the way
             raise _failed("add_lockspace", lockspace, error) from error
