@@ -53,7 +53,7 @@ class World:
         place.mkdir()
         repo = formats.open(describe(place, name))
         repo.format_(sanlock_fixture.IO_TIMEOUT_S)
-        leases.join(repo.lockspace())
+        leases.join(repo.lockspace(), sanlock_fixture.IO_TIMEOUT_S)
         return repo
 
     def empty(self) -> None:

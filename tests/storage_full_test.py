@@ -22,7 +22,7 @@ def small(world: storage_fixture.World) -> Iterator[repository.Repository]:
         patch.setenv("SANLOCK_RUN_DIR", str(world.run_dir))
         repo = formats.open(storage_fixture.describe(place, "small"))
         repo.format_(1)
-        leases.join(repo.lockspace())
+        leases.join(repo.lockspace(), 1)
         until(lambda: leases.state(repo.lockspace()) == "joined", 30)
         try:
             yield repo

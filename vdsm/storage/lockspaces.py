@@ -44,6 +44,7 @@ class Membership:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lockspace = lockspace
+        self._io_timeout_s = io_timeout_s
         self._join_s = (_JOIN_AFTER_ANOTHER if holder else _JOIN) * io_timeout_s
         self._holder = holder
         self._on_change = changed
@@ -71,7 +72,7 @@ class Membership:
         """Starts joining; what comes of it is seen by `poll`. Never raises: a daemon that is down is tried again."""
         self._joining_since = self._asked = self._clock()
         try:
-            leases.join(self._lockspace)
+            leases.join(self._lockspace, self._io_timeout_s)
         except errors.VdsmError as error:
             self._set(LEFT, str(error))
         else:
