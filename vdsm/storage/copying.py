@@ -145,5 +145,8 @@ def complete(repo: Repository, session: leases.Session, image_id: str) -> None:
 def discard(repo: Repository, session: leases.Session, image_id: str, job_id: str) -> None:
     """Nothing is left of an image that the job began; an image of that id that it did not begin stays."""
     known = repo.find(image_id)
-    if known is None or (known["work"] or {}).get("job_id") == job_id:
-        removal.discard_held(repo, session, image_id)
+    if known is not None:
+        if (known["work"] or {}).get("job_id") != job_id:
+            return
+        repo.remove_data(known["data"]["name"])  # the VM's record still names it, so nobody would take it for unused
+    removal.discard_held(repo, session, image_id)

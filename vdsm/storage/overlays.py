@@ -71,5 +71,9 @@ def _on_overlay(repo: Repository, disk: record.Record, overlay: dict[str, str], 
 
 
 def drop(repo: Repository, session: leases.Session, change: Change) -> None:
-    """The disk is as it was; nothing is left of the overlay. Killed: H is there still, or nothing is."""
+    """The disk is as it was; nothing is left of the overlay. Killed: H is there still, or nothing is.
+
+    The VM's record still names the overlay's data, so nobody else would take it for unused.
+    """
+    repo.remove_data(change["data"])
     removal.discard_held(repo, session, change["hidden"])
