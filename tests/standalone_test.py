@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,10 +227,8 @@ def test_a_stack_whose_owner_lives_is_not_abandoned(bare: standalone.Stack) -> N
     assert bare.run_dir not in [place.run_dir for place in state.abandoned()]
 
 
-def test_background_stack_outlives_its_starter_and_ends_by_its_run_directory(clone: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    for parent in [tmp_path, *tmp_path.parents]:
-        parent.chmod(parent.stat().st_mode | 0o011)  # a run directory must be within everybody's reach
+def test_background_stack_outlives_its_starter_and_ends_by_its_run_directory(clone: Path) -> None:
+    run_dir = Path(tempfile.mkdtemp(dir="/var/tmp"))  # where every user of the stack may go
     subprocess.run([sys.executable, "-c", STARTER, str(run_dir)], cwd=clone, check=True, timeout=60)
     place = layout.Layout(run_dir)
     found = state.read(place)
