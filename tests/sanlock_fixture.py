@@ -53,6 +53,24 @@ def answers(path: Path) -> bool:
     return False
 
 
+_links = tempfile.TemporaryDirectory(prefix="vdsm-sanlock-link-")
+
+
+def use(run_dir: Path) -> None:
+    """Makes this process talk to the daemon in `run_dir` from here on, whatever daemon it talked to before.
+
+    sanlock's library looks at SANLOCK_RUN_DIR once in the life of a process. So what it finds there is always the same
+    link, which leads to the daemon that the running test module uses. Child processes start with the true path.
+    """
+    link, fresh = Path(_links.name, "run"), Path(_links.name, "fresh")
+    if not link.is_symlink():
+        os.environ["SANLOCK_RUN_DIR"] = str(link)
+        assert leases.hosts("nothing") == {}  # makes the library look
+    fresh.symlink_to(run_dir)
+    fresh.rename(link)
+    os.environ["SANLOCK_RUN_DIR"] = str(run_dir)
+
+
 @contextlib.contextmanager
 def running() -> Iterator[Storage]:
     """The daemon runs as this user, since sanlock must be able to kill every holder of a lease (trap 6)."""
@@ -61,7 +79,7 @@ def running() -> Iterator[Storage]:
         run_dir.mkdir()
         data.mkdir()
         patch.setenv("SANLOCK_PRIVILEGED", "0")
-        patch.setenv("SANLOCK_RUN_DIR", str(run_dir))  # also how sanlock's library in this process finds the daemon
+        patch.setenv("SANLOCK_RUN_DIR", str(run_dir))
         who = ["-U", str(os.getuid()), "-G", str(os.getgid())]
         command = ["sanlock", "daemon", "-D", "-w", "0", "-t", "64", "-e", "testhost", *who]
         with (
@@ -70,6 +88,7 @@ def running() -> Iterator[Storage]:
         ):
             try:
                 until(lambda: answers(run_dir / "sanlock.sock"))
+                use(run_dir)
                 place = Storage(data, run_dir)
                 make_file(Path(place.lockspace.path), leases.LEASE_BYTES)
                 leases.write_lockspace(place.lockspace, IO_TIMEOUT_S)
