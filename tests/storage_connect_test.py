@@ -4,13 +4,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import loopfs
 import pytest
-import storage_fixture
-import supervdsm_process
-from until import until
 
 import supervdsm.client
+from tests import loopfs, storage_fixture, supervdsm_process
+from tests.until import until
 from vdsm import config, errors, events, ids, leases, storage
 from vdsm.jobs import pool, registry
 from vdsm.storage import lockspaces

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import storage_fixture
-from until import until
 
+from tests import storage_fixture
+from tests.until import until
 from vdsm import errors, ids, leases, record
 from vdsm.jobs import job
 from vdsm.storage import copying, importing, models

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import storage_fixture
 
+from tests import storage_fixture
 from vdsm import errors, ids, leases, record
 from vdsm.storage import intents, models, qemuimg, repository
 from vdsm.storage.formats import filelayout

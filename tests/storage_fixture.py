@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sanlock_fixture
-from until import until
 
 import supervdsm.client
+from tests import sanlock_fixture
+from tests.until import until
 from vdsm import config, events, forkserver, ids, leases, record, storage
 from vdsm.jobs import job, pool, registry
 from vdsm.storage import formats, intents, models, removal, repository
 
 Record = record.Record
 
-HOST_NAME = "testhost"
+HOST_NAME = "testhost"  # as the fixture's sanlock calls itself
 
 
 def describe(place: Path, repo_id: str) -> repository.Description:
@@ -88,27 +88,8 @@ def _world() -> Iterator[World]:
     for program, package in (("sanlock", "sanlock python3-sanlock"), ("qemu-img", "qemu-utils")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt install {package}")
-    with tempfile.TemporaryDirectory(prefix="vdsm-storage-") as directory, pytest.MonkeyPatch.context() as patch:
-        run_dir = Path(directory, "run")
-        with daemon(run_dir, HOST_NAME):
-            patch.setenv("SANLOCK_RUN_DIR", str(run_dir))
-            yield World(Path(directory), run_dir)
-
-
-@contextlib.contextmanager
-def daemon(run_dir: Path, host_name: str) -> Iterator[None]:
-    """A sanlock daemon of its own in `run_dir`, as this user, so that it can kill the holders of its leases."""
-    run_dir.mkdir()
-    settings = ["-w", "0", "-t", "64", "-e", host_name, "-U", str(os.getuid()), "-G", str(os.getgid())]
-    environment = {**os.environ, "SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(run_dir)}
-    with (run_dir / "output").open("wb") as output, subprocess.Popen(
-        ["sanlock", "daemon", "-D", *settings], env=environment, stdout=output, stderr=output
-    ) as process:
-        try:
-            until(lambda: sanlock_fixture.answers(run_dir / "sanlock.sock"))
-            yield
-        finally:
-            process.kill()
+    with sanlock_fixture.running() as daemon, tempfile.TemporaryDirectory(prefix="vdsm-storage-") as directory:
+        yield World(Path(directory), daemon.run_dir)
 
 
 class Shelf:
@@ -172,9 +153,9 @@ def qemu_io(path: Path, data_format: str, command: str) -> None:
 
 
 @pytest.fixture
-def shelf(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+def shelf(world: World) -> Iterator[Shelf]:
     """The repository `main`."""
-    monkeypatch.setenv("SANLOCK_RUN_DIR", str(world.run_dir))  # other modules have daemons of their own
+    sanlock_fixture.use(world.run_dir)  # other modules have daemons of their own
     with leases.Session() as session:
         yield Shelf(world.main, session)
         held = session.held()
@@ -259,7 +240,6 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(world: World) -> Iterator[Service]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SANLOCK_RUN_DIR", str(world.run_dir))
-        with Service(world).running() as running:
-            yield running
+    sanlock_fixture.use(world.run_dir)
+    with Service(world).running() as running:
+        yield running

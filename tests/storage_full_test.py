@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import loopfs
 import pytest
-import storage_fixture
-from until import until
 
+from tests import loopfs, sanlock_fixture, storage_fixture
+from tests.until import until
 from vdsm import errors, ids, leases, record
 from vdsm.storage import formats, intents, repository
 
@@ -18,8 +17,8 @@ Shelf = storage_fixture.Shelf
 @pytest.fixture(scope="module")
 def small(world: storage_fixture.World) -> Iterator[repository.Repository]:
     """A joined repository on a file system of 64 MiB."""
-    with pytest.MonkeyPatch.context() as patch, loopfs.mounted(64 << 20) as place:
-        patch.setenv("SANLOCK_RUN_DIR", str(world.run_dir))
+    sanlock_fixture.use(world.run_dir)
+    with loopfs.mounted(64 << 20) as place:
         repo = formats.open(storage_fixture.describe(place, "small"))
         repo.format_(1)
         leases.join(repo.lockspace(), 1)

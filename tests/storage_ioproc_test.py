@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import loopfs
 import pytest
-import storage_fixture
-from until import running, until
 
+from tests import loopfs, storage_fixture
+from tests.until import running, until
 from vdsm import errors, forkserver
 from vdsm.storage import ioproc
 
@@ -23,7 +22,7 @@ SHORT_S = 0.3
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[forkserver.ForkServer]:
-    started = forkserver.ForkServer(["storage_children"], "ERROR")
+    started = forkserver.ForkServer(["tests.storage_children"], "ERROR")
     yield started
     started.stop()
 
@@ -31,7 +30,7 @@ def server() -> Iterator[forkserver.ForkServer]:
 @pytest.fixture
 def make(server: forkserver.ForkServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """Makes the children of a repository that is no more than a directory."""
-    monkeypatch.setattr(ioproc, "_TARGET", "storage_children:serve")  # the real ones serve only storage's verbs
+    monkeypatch.setattr(ioproc, "_TARGET", "tests.storage_children:serve")  # the real ones serve only storage's verbs
     made: list[ioproc.Children] = []
 
     def children(place: Path = tmp_path, places: int = 2) -> ioproc.Children:

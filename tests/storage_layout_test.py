@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import sanlock_fixture
-import storage_fixture
 
+from tests import sanlock_fixture, storage_fixture
 from vdsm import config, errors, ids, leases, record
 from vdsm.storage import formats, lockspaces, repository
 from vdsm.storage.formats import filelayout
@@ -16,9 +15,9 @@ Shelf = storage_fixture.Shelf
 
 
 @pytest.fixture
-def place(world: storage_fixture.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(world: storage_fixture.World, tmp_path: Path) -> Path:
     """An empty directory."""
-    monkeypatch.setenv("SANLOCK_RUN_DIR", str(world.run_dir))
+    sanlock_fixture.use(world.run_dir)
     found = tmp_path / "place"
     found.mkdir()
     return found

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import storage_fixture
 
+from tests import storage_fixture
 from vdsm import errors, record
 
 world, shelf = storage_fixture.world, storage_fixture.shelf

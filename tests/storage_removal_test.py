@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import storage_fixture
 
+from tests import storage_fixture
 from vdsm import errors, ids, leases, record
 from vdsm.storage import intents, models, reading, removal, repository
 from vdsm.storage.formats import filelayout

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-import storage_fixture
 
+from tests import storage_fixture
 from vdsm import errors, ids, leases, record
 from vdsm.storage import intents, models, qemuimg, repository
 from vdsm.storage.formats import filelayout
