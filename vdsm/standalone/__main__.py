@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from vdsm.standalone import daemons, ending, ground, layout, processes, stack, state
+from vdsm.standalone import ending, ground, layout, processes, stack, state
 
 # {"run_dir": ..., "socket": ...} of the stack that `up` left running.
 POINTER = ground.BUILD / "standalone.json"
@@ -69,8 +69,7 @@ def _print(place: layout.Layout) -> int:
     if settings.wire.tcp_port:
         print(f"http        http://127.0.0.1:{settings.wire.tcp_port}/jsonrpc")
     print(f"images      {place.imports} (what may be imported), {place.storage} (where repositories may be)")
-    client = " ".join((*daemons.PYTHON, "vdsm.client", "-a", str(place.agent_socket)))
-    print(f"call        PYTHONPATH={place.code} {client} Host ping2")
+    print(f"call        {place.client} Host getHardwareInfo")
     return 0 if known and all(processes.alive(process) for process in known.values()) else 3
 
 

@@ -52,6 +52,10 @@ security_driver = "none"
 namespaces = []
 cgroup_controllers = []
 """
+CLIENT = """\
+#!/bin/sh
+PYTHONPATH={code} exec /usr/bin/python3 -P -m vdsm.client -a {socket} "$@"
+"""
 VIRTLOGD_CONF = 'log_outputs = "2:stderr"\n'
 
 
@@ -125,6 +129,9 @@ def install_code(place: layout.Layout) -> None:
     for path in place.code.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     place.launcher.chmod(0o755)
+    place.client.parent.mkdir()
+    place.client.write_text(CLIENT.format(code=place.code, socket=place.agent_socket))
+    place.client.chmod(0o755)
 
 
 def write_configuration(place: layout.Layout, overrides: Overrides) -> None:

@@ -26,6 +26,11 @@ class Layout:
         return self.code / "vdsm" / "leased_exec.py"
 
     @property
+    def client(self) -> Path:
+        """vdsm-client for this stack's agent."""
+        return self.run_dir / "bin" / "vdsm-client"
+
+    @property
     def config(self) -> Path:
         return self.run_dir / "etc" / "vdsm.toml"
 

@@ -1,10 +1,13 @@
 """The stack's own mount namespace: libvirt's compiled-in directories, /run and /var/log are private there.
 
-    python3 -P -m vdsm.standalone.namespace RUN-DIR PROGRAM [ARGUMENT...]
+    python3 -P -m vdsm.standalone.namespace RUN-DIR kvm|no-kvm PROGRAM [ARGUMENT...]
 
 Makes the namespace and becomes PROGRAM in it; the other daemons join it. Mounts are made by system call: mount(8)
 would leave a directory in the machine's own /run. Nothing of this is visible outside, and all of it is gone with the
 last process inside. Runs as root.
+
+no-kvm: /dev/kvm is there, but no guest ever runs under it. libvirt would believe in it, ask QEMU under KVM what it can
+do, and wait before each start of a VM for an answer that does not come (18 s, seen). So inside it is no such device.
 """
 
 import contextlib
@@ -15,6 +18,8 @@ from pathlib import Path
 
 from vdsm.standalone import layout
 
+KVM = Path("/dev/kvm")
+
 CLONE_NEWNS = 0x00020000
 MS_BIND = 0x1000
 MS_REC = 0x4000
@@ -23,8 +28,8 @@ MS_SLAVE = 1 << 19
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(place: layout.Layout) -> None:
-    """Moves this process into a fresh namespace. `place` must have its directories."""
+def enter(place: layout.Layout, *, kvm: bool) -> None:
+    """Moves this process into a fresh namespace. `place` must have its directories. `kvm`: whether KVM works."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
     # Mounts of the machine go on arriving here; ours never leave.
     _mount(None, Path("/"), MS_REC | MS_SLAVE)
@@ -37,6 +42,8 @@ def enter(place: layout.Layout) -> None:
         ("log", "/var/log/libvirt"),
     ):
         bind(place.libvirt / name, Path(seen))
+    if not kvm and KVM.exists():
+        bind(Path("/dev/null"), KVM)
     _private_run(place)
 
 
@@ -82,5 +89,5 @@ def _check(answer: int, what: str) -> None:
 
 
 if __name__ == "__main__":
-    enter(layout.Layout(Path(sys.argv[1])))
-    os.execvp(sys.argv[2], sys.argv[2:])
+    enter(layout.Layout(Path(sys.argv[1])), kvm=sys.argv[2] == "kvm")
+    os.execvp(sys.argv[3], sys.argv[3:])
