@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import grp
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -69,9 +70,8 @@ class Ground:
 
     def stop_libvirtd(self) -> None:
         """As a crash does."""
-        daemon = self.stack._running["libvirtd"]
-        daemon.kill()
-        daemon.wait()
+        os.kill(int((self.stack.place.libvirt / "run" / "libvirtd.pid").read_text()), signal.SIGKILL)
+        self.stack._running["libvirtd"].wait()
 
     def start_libvirtd(self) -> None:
         self.stack._start(daemons.libvirtd(self.stack.place))
@@ -89,12 +89,16 @@ class Host:
         self.machines: Any = None
 
     def start(self, libvirt: hypervisor.Hypervisor | None = None) -> None:
+        """Returns when the VMs that run are known."""
+        self.begin(libvirt)
+        until(self.knows, 30)
+
+    def begin(self, libvirt: hypervisor.Hypervisor | None = None) -> None:
         log = events.EventLog()
         log.subscribe(self.seen.append)
         self.libvirt = libvirt or hypervisor.Hypervisor(self.settings.virt.libvirt_uri)
         self.machines = virt.Machines(self.settings, log, self.libvirt, self.storage, None)
         self.machines.start()
-        until(self.knows, 30)
 
     def knows(self) -> bool:
         """Whether the table was compared with libvirt since the start."""
