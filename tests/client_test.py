@@ -230,7 +230,7 @@ def test_the_address_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (["Host", "echo", "a..b=1"], "'a..b' is no parameter's name"),
         (["Host", "echo", "a=\udcff"], "a: the value is not UTF-8"),
         (["-f", "/dev/null", "Host", "echo"], "/dev/null: not JSON"),
-        (["-o", "yaml", "Host", "echo"], "json or table, not 'yaml'"),
+        (["-o", "yaml", "Host", "echo"], "json, table or table:COLUMN,COLUMN..., not 'yaml'"),
         (["--timeout", "soon", "Host", "echo"], "--timeout takes a number"),
         (["--timeout", "-1", "Host", "echo"], "--timeout takes a number"),
         (["--timeout", "nan", "Host", "echo"], "--timeout takes a number"),
@@ -676,3 +676,8 @@ def test_the_module_is_the_command(address: str) -> None:
     argv = [sys.executable, "-m", "vdsm.client", "-a", address, "Host", "echo", "message=hi"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (0, '"hi"\n', "")
+
+
+def test_table_of_chosen_columns() -> None:
+    rows = [{"id": "a", "size": 1, "long": "x"}, {"id": "b", "size": None}]
+    assert list(output.table(rows, ["size", "id"])) == ["size  id", "1     a", "-     b"]

@@ -33,6 +33,7 @@ class Arguments:
         self.timeout_s: float | None = None
         self.flow_id: str | None = None
         self.format: str | None = None
+        self.columns: list[str] = []  # of a table; empty: all
         self.wait = False
         self.help = False
         self.words: list[str] = []
@@ -75,9 +76,10 @@ def _take_option(arguments: Arguments, name: str, value: str) -> None:
             raise UsageError(f"{value}: the parameters must be a JSON object")
         arguments.params.update(given)
     elif name in ("-o", "--output"):
-        if value not in _FORMATS:
-            raise UsageError(f"-o takes {' or '.join(_FORMATS)}, not {value!r}")
-        arguments.format = value
+        arguments.format, _, columns = value.partition(":")
+        arguments.columns = columns.split(",") if columns else []
+        if arguments.format not in _FORMATS or (columns and arguments.format != "table"):
+            raise UsageError(f"-o takes {', '.join(_FORMATS)} or table:COLUMN,COLUMN..., not {value!r}")
     elif name in ("-h", "--help"):
         arguments.help = True
     else:

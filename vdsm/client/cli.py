@@ -55,7 +55,7 @@ def _run(given: arguments.Arguments) -> int:
         job_id = answer.get("jobId") if isinstance(answer, dict) else None
         if given.wait and job_id:
             return _wait(client, job_id, given)
-        output.result(answer, given.format)
+        output.result(answer, given.format, given.columns)
         return exits.OK
 
 
@@ -74,7 +74,7 @@ def _wait(client: transport.Client, job_id: str, given: arguments.Arguments) -> 
     except KeyboardInterrupt:
         output.note(f"Interrupted. Job {job_id} goes on. To abort it: vdsm-client Job abort jobId={job_id}")
         return exits.INTERRUPTED
-    output.result(info, given.format)
+    output.result(info, given.format, given.columns)
     if info["status"] == "done":
         return exits.OK
     error = _job_error(info)

@@ -11,7 +11,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from vdsm.client import failures
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
-def result(value: Any, output_format: str | None) -> None:
+def result(value: Any, output_format: str | None, columns: Sequence[str] = ()) -> None:
+    """Prints what a verb answered. `columns` of a table: which, and in what order; all without."""
     if value is not None:
-        line("\n".join(table(value)) if output_format == "table" else pretty(value))
+        line("\n".join(table(value, columns)) if output_format == "table" else pretty(value))
 
 
 def line(text: str) -> None:
@@ -68,14 +69,14 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def table(value: Any) -> Iterator[str]:
+def table(value: Any, columns: Sequence[str] = ()) -> Iterator[str]:
     """Lines: a list of objects has a heading and aligned columns, an object a line for each member."""
     if isinstance(value, dict) and value and all(isinstance(member, dict) for member in value.values()):
         value = [member if "id" in member else {"": name} | member for name, member in value.items()]
     if isinstance(value, dict):
         yield from _aligned([[plain(name), _cell(member)] for name, member in value.items()])
     elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        columns = list(dict.fromkeys(name for row in value for name in row))
+        columns = columns or list(dict.fromkeys(name for row in value for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in value]
         yield from _aligned([[plain(name) for name in columns], *cells])
     else:

@@ -20,7 +20,7 @@ options, anywhere on the line:
     -a, --address ADDRESS  socket path, http://HOST:PORT or ws://HOST:PORT
                            (default: VDSM_ADDRESS, or {arguments.DEFAULT_ADDRESS})
     -f, --file FILE        parameters as a JSON object; - reads standard input; name=value go over it
-    -o, --output FORMAT    json or table; with json an error is a JSON object too
+    -o, --output FORMAT    json, table or table:COLUMN,COLUMN...; with json an error is a JSON object too
     --wait, --no-wait      follow the job that the call starts, print how it ended
     --timeout SECONDS      longest wait for an answer (default {arguments.DEFAULT_TIMEOUT_S:g}), and with --wait for the job's end
     --flow-id ID           begins the ids of the requests in the agent's log

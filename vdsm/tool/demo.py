@@ -53,8 +53,8 @@ class Story:
 
     def call(self, *words: str, wait: bool = False, show: str = "json") -> Any:
         """One `vdsm-client` call, shown as an admin would type it. Returns the parsed answer."""
-        options = (["--wait"] if wait else []) + ["-o", show]
-        print("$ " + shlex.join(["vdsm-client", *(["--wait"] if wait else []), *words]), flush=True)
+        options = (["--wait"] if wait else []) + (["-o", show] if show != "json" else [])
+        print("$ " + shlex.join(["vdsm-client", *options, *words]), flush=True)
         command = [sys.executable, "-m", "vdsm.client", "-a", str(self.stack.socket_path), *options, *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.stdout.strip():
@@ -125,7 +125,7 @@ class Story:
         where = f"connectionParameters.path={self.stack.storage_dir}/main"
         self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=1")
         self.call("Storage", "connectStorageRepository", "repoId=main", "repoFormat=localfs-1.0", where)
-        self.call("Storage", "listStorageRepositories", show="table")
+        self.call("Storage", "listStorageRepositories", show="table:repoId,repoFormat,state,secondsLeft,freeBytes")
 
     def import_guest(self) -> str:
         source = Path(self.stack.import_dir) / "debian.raw"
@@ -182,8 +182,8 @@ class Story:
         return str(answer["imageId"])
 
     def listings(self) -> None:
-        self.call("Host", "getJobs", show="table")
-        self.call("Storage", "listImages", "repositoryId=main", show="table")
+        self.call("Host", "getJobs", show="table:kind,status,stage,stages,description")
+        self.call("Storage", "listImages", "repositoryId=main", show="table:imageId,kind,status,storedSize,userData")
 
     def clean_up(self, vm_ids: list[str]) -> None:
         self.call("Host", "getVMList")
