@@ -312,8 +312,19 @@ def test_orphans_of_a_daemon_are_buried_at_once() -> None:
         assert reaper.wait() == signal.SIGTERM
 
 
+@pytest.mark.skipif(not namespace.KVM.exists(), reason="this machine has no /dev/kvm")
+@pytest.mark.parametrize(("word", "may"), [("kvm", True), ("no-kvm", False)])
+def test_kvm_that_qemu_may_not_use_is_hidden_from_libvirt_too(word: str, may: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as top:
+        place = layout.Layout(Path(top))
+        ground.make_directories(place)
+        test = daemons.as_user(ground.QEMU_USER, ground.STORAGE_GROUP, ["test", "-w", str(namespace.KVM)])
+        command = [sys.executable, "-m", namespace.__name__, top, word, *test]
+        assert (subprocess.run(command, cwd=ground.SOURCE).returncode == 0) is may
+
+
 def test_namespace_enters_only_with_its_directories(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", namespace.__name__, str(tmp_path), "true"]
+    command = [sys.executable, "-m", namespace.__name__, str(tmp_path), "kvm", "true"]
     done = subprocess.run(command, cwd=ground.SOURCE, capture_output=True, text=True)
     assert done.returncode != 0
     assert "No such file or directory" in done.stderr

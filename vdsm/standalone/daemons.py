@@ -6,6 +6,7 @@ their own. Nothing here is ever started a second time while leases may be held, 
 
 import grp
 import socket
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,12 @@ def as_user(user: str, group: str, argv: list[str]) -> list[str]:
     """`argv` as that user and group, with QEMU's group and no others."""
     gid = grp.getgrnam(ground.STORAGE_GROUP).gr_gid
     return ["setpriv", "--reuid", user, "--regid", group, "--groups", str(gid), "--", *argv]
+
+
+def qemu_may_use_kvm() -> bool:
+    """Whether libvirt's QEMU user may open /dev/kvm. Whether a guest runs under it is the agent's question."""
+    test = ["test", "-r", "/dev/kvm", "-a", "-w", "/dev/kvm"]
+    return subprocess.run(as_user(ground.QEMU_USER, ground.STORAGE_GROUP, test)).returncode == 0
 
 
 def serves(daemon: Daemon) -> bool:

@@ -6,9 +6,9 @@ Makes the namespace and becomes PROGRAM in it; the other daemons join it. Mounts
 would leave a directory in the machine's own /run. Nothing of this is visible outside, and all of it is gone with the
 last process inside. Runs as root.
 
-no-kvm: /dev/kvm is there, but no guest ever runs under it. When QEMU's user may open it, libvirt takes QEMU's word that
-it has no KVM for outdated, and asks QEMU anew what it can do, dozens of times for each start of a VM (20 s, seen). So
-inside nobody may open it.
+no-kvm: QEMU's user may not open /dev/kvm (in a container its group often has another number). libvirt asks QEMU as
+root what it can do, hears that there is KVM, finds that QEMU's user has none, and asks anew, for nine seconds at each
+start of a VM (seen). So inside nobody may open it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(place: layout.Layout, *, kvm: bool) -> None:
-    """Moves this process into a fresh namespace. `place` must have its directories. `kvm`: whether KVM works."""
+    """Moves this process into a fresh namespace. `place` must have its directories. `kvm`: whether QEMU may use it."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
     # Mounts of the machine go on arriving here; ours never leave.
     _mount(None, Path("/"), MS_REC | MS_SLAVE)

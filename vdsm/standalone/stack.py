@@ -19,7 +19,6 @@ from typing import Any, Self
 
 from vdsm import config
 from vdsm.standalone import daemons, ending, ground, layout, processes, proof, state
-from vdsm.virt import domaintype
 
 # Room for disks of guests, on a real file system (O_DIRECT), and every user may pass through.
 PLACE = "/var/tmp"
@@ -225,7 +224,7 @@ class Stack:
         """The first one makes the namespace, the others join it."""
         argv = list(daemon.argv)
         if self._namespace_fd < 0:
-            kvm = "kvm" if domaintype.boots(config.Virt().emulator, "kvm", domaintype.PROBE_S) else "no-kvm"
+            kvm = "kvm" if daemons.qemu_may_use_kvm() else "no-kvm"
             argv = [*daemons.PYTHON, "vdsm.standalone.namespace", str(self.run_dir), kvm, *argv]
         else:
             argv = self.inside(argv)
