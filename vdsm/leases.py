@@ -30,6 +30,9 @@ NAME_BYTES = 48  # sanlock's limit for lockspace and resource names
 # What sanlock answers, by what it means for a caller. Seen with sanlock 3.8.5; 11 and 16 also come for shared acquires
 # of many processes at once although nobody holds the lease exclusively.
 AGAIN = {11, 16}  # EAGAIN, EBUSY: collided with somebody who is just passing by
+# The storage did not answer in sanlock's time (io_timeout), for one read or write: -202 the I/O itself, -210 and -211 a
+# paxos block, -220 and -221 the leader. Slow storage is no answer to who holds the lease.
+SLOW = {-202, -210, -211, -220, -221}
 HELD_HERE = 17  # EEXIST: another process of this host holds it
 HELD_ELSEWHERE = {-243, -244, -245}  # another host holds it, or was quicker
 NOT_JOINED = 28  # ENOSPC: this host is not in the lockspace (yet)
@@ -97,7 +100,7 @@ class Session:
     def acquire(self, leases: Iterable[Lease], wait_s: float, *, patient: bool = False) -> None:
         """All of `leases` or none, within `wait_s`.
 
-        Collisions are retried with jitter. A lease that somebody holds is refused at once with `LeaseHeld`, naming the
+        Collisions, and storage that is too slow for sanlock, are retried with jitter. A lease that somebody holds is refused at once with `LeaseHeld`, naming the
         holder; `patient` waits for it until the deadline instead (record leases, which are held for milliseconds).
         Raises `LeaseNotReady` when this host is not in the lockspace, `LeaseFailed` for anything else.
         """
@@ -108,7 +111,7 @@ class Session:
             refused, error = self._try(wanted)
             if refused is None:
                 return
-            passing = error.errno in AGAIN or (patient and _is_held(error.errno))
+            passing = error.errno in AGAIN | SLOW or (patient and _is_held(error.errno))
             if not passing or time.monotonic() + pause_s > deadline:
                 _refuse(refused, error)
             time.sleep(random.uniform(0.5, 1.0) * pause_s)
