@@ -1,5 +1,6 @@
 """The verbs of images as the agent has them: finding, reading, planning for VMs, events, refusals with names."""
 
+import concurrent.futures
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_owner_is_read_before_the_record(shelf: Shelf, monkeypatch: pytest.Monke
     assert (answer["owners"], answer["record"]["work"]["state"]) == ([], "done")
 
 
+def test_lease_of_a_life_before_is_nobodys(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash of the host its name stays on storage; only sanlock knows that no process has the lease."""
+    disk = shelf.disk()
+    stale = [{"host_id": 1, "generation": 1, "timestamp": 5, "io_timeout": 0, "flags": 0}, {"host_id": 7}]
+    monkeypatch.setattr(leases, "owners", lambda lease: stale)  # a crash of this host cannot be had here
+    assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [7]
+    with leases.Session() as holder, holder.holding([shelf.repo.slot(disk).data_lease()], 1):
+        assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [1, 7]
+
+
 def test_reading_works_without_sanlock(shelf: Shelf, world: storage_fixture.World, tmp_path: Path) -> None:
     disk = shelf.disk()
     sanlock_fixture.use(tmp_path)
@@ -137,6 +148,32 @@ def test_every_change_is_told(service: Service, shelf: Shelf) -> None:
         *((disk, "created"), (disk, "user_data"), (snapshot, "created"), (disk, "snapshot")),
         *((snapshot, "begun"), (snapshot, "done"), (disk, "removed")),
     ]
+
+
+# -- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_many_disks_are_made_at_once(service: Service, shelf: Shelf) -> None:
+    """They meet at the repository lease, and wait for it."""
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: service.storage.create_virtual_disk("main", MIB)["image_id"], range(16)))
+    assert len(set(made)) == len(service.storage.list_images("main")) == 16
+
+
+def test_one_id_asked_for_many_times_at_once_is_one_disk(service: Service, shelf: Shelf) -> None:
+    image_id = ids.new()
+
+    def ask(_: int) -> str:
+        try:
+            service.storage.create_virtual_disk("main", MIB, options={"image_id": image_id})
+        except (errors.ImageBusy, errors.ImageInUse) as busy:
+            return busy.key
+        return "made"
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, range(8)))
+    assert "made" in answers
+    assert shelf.image(image_id)["generation"] == 1 and len(shelf.files()) == 2
 
 
 # -- for VMs ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Storage:
         self._connections = connected.Connections(settings, log, server)
         self._holders = holders.Holders(jobs, settings.host.id)
         begun = fillings.Fillings(log, self._connections, jobs, self._holders)
-        self._images = images.Images(settings.storage, log, self._connections, begun, self._holders)
+        self._images = images.Images(settings, log, self._connections, begun, self._holders)
 
     def start(self) -> None:
         """Starts the thread that watches lockspaces. Nothing is connected yet: that is the caller's to say."""

@@ -81,23 +81,33 @@ def layers_of(repo: Repository, images: Sequence[record.Record]) -> list[qemuimg
     return [qemuimg.Layer(repo.data_path(image["data"]["name"]), image["data"]["format"]) for image in images]
 
 
-def fill(ctx: worker.Context, target: Repository, image: record.Record, chain: Sequence[qemuimg.Layer]) -> None:
+def fill(
+    ctx: worker.Context,
+    target: Repository,
+    image: record.Record,
+    chain: Sequence[qemuimg.Layer],
+    *,
+    grow: bool = False,
+) -> None:
     """Makes the data of `image` a whole copy of `chain`, on stable storage at return. Stages "measure" and "copy".
 
-    The worker holds the leases of all of it. Raises `RepositoryFull`, before anything is written if that can be known.
+    `grow`: the chain is smaller than the image. The worker holds the leases of all of it. Raises `RepositoryFull`,
+    before anything is written if that can be known.
     """
+    made = qemuimg.Layer(target.data_path(image["data"]["name"]), image["data"]["format"])
     limits = qemuimg.limits(image["size_bytes"])
-    data_format = image["data"]["format"]
     ctx.stage(MEASURE)
-    said = ctx.tool(qemuimg.measure(chain, data_format), limits=limits).stdout
-    if json.loads(said)["required"] > target.space().free_bytes:
+    required = image["size_bytes"]  # of a raw image, which is preallocated
+    if made.format != models.RAW:
+        required = json.loads(ctx.tool(qemuimg.measure(chain, made.format), limits=limits).stdout)["required"]
+    if required > target.space().free_bytes:
         raise errors.RepositoryFull(repo_id=target.repo_id)
     ctx.stage(COPY)
     try:
-        with target.making(image["data"]["name"]) as path:
-            made = qemuimg.Layer(path, data_format)
+        with target.making(image["data"]["name"]):
             ctx.tool(qemuimg.convert(chain, made), on_line=lambda line: _tell(ctx, line), limits=limits)
-            ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
+            if grow:
+                ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, target.repo_id) from error
 

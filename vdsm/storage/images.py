@@ -25,13 +25,14 @@ OPTIONS: Options = {
 class Images:
     def __init__(
         self,
-        storage: config.Storage,
+        settings: config.Config,
         log: events.EventLog,
         connections: connected.Connections,
         jobs: fillings.Fillings,
         at_it: holders.Holders,
     ) -> None:
-        self._storage = storage
+        self._host_id = settings.host.id
+        self._import_dirs = list(settings.storage.import_dirs)
         self._events = log
         self._connections = connections
         self._fillings = jobs
@@ -83,13 +84,14 @@ class Images:
         models.check_user_data(user_data)
         if image_format not in (models.RAW, models.QCOW2):
             raise errors.InvalidParameters(parameter="format", reason="must be raw or qcow2")
-        file = {"path": path, "format": image_format, "allowed_dirs": list(self._storage.import_dirs)}
+        file = {"path": path, "format": image_format}
+        allowed = {**file, "allowed_dirs": self._import_dirs}
         order = fillings.Order(
             verb="importImage",
             intent="begin_import",
             image_id=options["image_id"] or ids.new(),
-            wanted=file,
-            argument=file,
+            wanted=allowed,
+            argument=allowed,
             request={**file, "strategy": options["strategy"], "user_data": user_data},
         )
         return self._fillings.begin(repo_id, order, options)
@@ -132,8 +134,8 @@ class Images:
         state: str = work["state"]
         if state not in models.OPEN or owners is None or owners or self._holders.waiting(work["job_id"]):
             return state
-        here = work["boot_id"] == models.boot_id()
-        return "interrupted" if here or state != "queued" else state  # another host's queue is not known here
+        elsewhere = state == "queued" and work["host_id"] != self._host_id  # another host's queue is not known here
+        return state if elsewhere else "interrupted"
 
     # -- for VMs and their jobs --------------------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ def begin_import(repo: Repository, session: leases.Session, argument: dict[str, 
 
     Runs in the I/O child. Raises `BadImageFile`, `PathNotAllowed`; then nothing was made.
     """
-    fd, size_bytes = _open(argument)
+    fd, header = _open(argument)
     os.close(fd)
+    size_bytes = models.size(header.virtual_size_bytes)
     source = {"path": argument["path"], "format": argument["format"]}
     whole = {**argument, "kind": models.DISK, "size_bytes": size_bytes, "verb": "importImage", "source": source}
     return intents.begin_copy(repo, session, whole)
@@ -34,24 +35,26 @@ class ImportImage(copying.Filling):
     """argument: target, image_id; path, format, allowed_dirs."""
 
     def run(self, ctx: worker.Context) -> None:
-        fd, size_bytes = _open(ctx.argument)
+        fd, header = _open(ctx.argument)
+        size_bytes = ctx.record["size_bytes"]
         try:
-            if size_bytes != ctx.record["size_bytes"]:
+            if size_bytes != models.size(header.virtual_size_bytes):
                 raise errors.BadImageFile(path=ctx.argument["path"], reason="it has changed since the request")
             # The tool's own descriptors are its own: it finds this process's one by the process's number.
             layer = qemuimg.Layer(f"/proc/{os.getpid()}/fd/{fd}", ctx.argument["format"])
-            copying.fill(ctx, self.target(ctx.argument), ctx.record, [layer])
+            grow = size_bytes > header.virtual_size_bytes
+            copying.fill(ctx, self.target(ctx.argument), ctx.record, [layer], grow=grow)
         finally:
             os.close(fd)
 
 
-def _open(argument: dict[str, Any]) -> tuple[int, int]:
-    """(descriptor, size of the disk) of a file that may be imported."""
+def _open(argument: dict[str, Any]) -> tuple[int, imageheader.ImageHeader]:
+    """(descriptor, header) of a file that may be imported."""
     _check_place(os.path.realpath(argument["path"]), argument)  # nothing is told about files that are elsewhere
     fd, header = imageheader.open_checked(argument["path"], argument["format"], _LIMITS)
     try:
         _check_place(os.path.realpath(f"/proc/self/fd/{fd}"), argument)
-        return fd, models.size(header.virtual_size_bytes)
+        return fd, header
     except BaseException:
         os.close(fd)
         raise

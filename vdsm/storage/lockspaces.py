@@ -77,6 +77,7 @@ class Membership:
             self._set(LEFT, str(error))
         else:
             self._set(JOINING, f"host id {self._lockspace.host_id} was {self._holder}'s" if self._holder else "joining")
+            self._ask()  # an agent that was started again finds it joined
 
     def poll(self) -> None:
         """Asks sanlock when it is time to. Runs in the one thread that does this."""

@@ -32,12 +32,19 @@ def status(repo: Repository, argument: Argument) -> dict[str, Any]:
     The owners are read first: what ends between the two reads looks finished, never interrupted (trap 22). None when
     sanlock cannot be asked.
     """
-    try:
-        lease = repo.slot(argument["image_id"]).data_lease()
-        owners = [owner["host_id"] for owner in leases.owners(lease)]
-    except errors.LeaseFailed:
-        owners = None
+    owners = _owners(repo, argument["image_id"])
     return {"record": _existing(repo, argument["image_id"]), "owners": owners}
+
+
+def _owners(repo: Repository, image_id: str) -> list[int] | None:
+    lease = repo.slot(image_id).data_lease()
+    try:
+        found = {owner["host_id"] for owner in leases.owners(lease)}
+    except errors.LeaseFailed:
+        return None
+    if repo.host_id in found and not leases.local_pids(lease):
+        found.discard(repo.host_id)  # on storage from a life before: this host crashed, and nobody took it since
+    return sorted(found)
 
 
 def layers(repo: Repository, argument: Argument) -> dict[str, Any]:
