@@ -100,9 +100,10 @@ class Session:
     def acquire(self, leases: Iterable[Lease], wait_s: float, *, patient: bool = False) -> None:
         """All of `leases` or none, within `wait_s`.
 
-        Collisions, and storage that is too slow for sanlock, are retried with jitter. A lease that somebody holds is refused at once with `LeaseHeld`, naming the
-        holder; `patient` waits for it until the deadline instead (record leases, which are held for milliseconds).
-        Raises `LeaseNotReady` when this host is not in the lockspace, `LeaseFailed` for anything else.
+        Collisions, and storage that is too slow for sanlock, are retried with jitter. A lease that somebody holds is
+        refused at once with `LeaseHeld`, naming the holder; `patient` waits for it until the deadline instead (record
+        leases, which are held for milliseconds). Raises `LeaseNotReady` when this host is not in the lockspace,
+        `LeaseFailed` for anything else.
         """
         wanted = ordered(leases)
         deadline = time.monotonic() + wait_s
