@@ -30,23 +30,26 @@ def shown(text: Any) -> str:
     return ascii(text[:_LONGEST] if isinstance(text, str) else text)
 
 
+_Short = tuple[str, str, Any, float]  # verb, caller, request id, seconds
+
+
 class CallLog:
     """`short` belongs to the event loop; `ended` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._short: list[tuple[str, str, Any, float, float]] = []
+        self._short: list[_Short] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def short(self, verb: str, caller: str, ident: Any, began: float) -> None:
-        """A call that only looked and has ended well. `began` is of `time.perf_counter`."""
-        self._short.append((verb, caller, ident, began, time.perf_counter()))
+    def short(self, verb: str, caller: str, ident: Any, seconds: float) -> None:
+        """A call that only looked and has ended well."""
+        self._short.append((verb, caller, ident, seconds))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
         elif len(self._short) >= GATHER:
             self.flush()
 
     def ended(self, verb: str, caller: str, ident: Any, began: float, outcome: str = "done") -> None:
-        """Any other call."""
+        """Any other call. `began` is of `time.perf_counter`."""
         logger.info("%s %s: %s in %.2f ms", verb, request(caller, ident), outcome, (time.perf_counter() - began) * 1e3)
 
     def flush(self) -> None:
@@ -56,12 +59,8 @@ class CallLog:
             self._timer = None
         gathered, self._short = self._short, []
         if gathered and logger.isEnabledFor(20):
-            logger.info("%d short calls, done (second of the minute first):\n%s", len(gathered), _lines(gathered))
-
-
-def _lines(gathered: list[tuple[str, str, Any, float, float]]) -> str:
-    wall = time.time() - time.perf_counter()
-    return "\n".join(
-        f"  {(wall + ended) % 60:06.3f} {verb} {request(caller, ident)} in {(ended - began) * 1e3:.2f} ms"
-        for verb, caller, ident, began, ended in gathered
-    )
+            lines = [
+                f"{verb} {caller} id {ident if type(ident) is int else shown(ident)}: done in {int(seconds * 1e6)} us"
+                for verb, caller, ident, seconds in gathered
+            ]
+            logger.info("%d short calls:\n  %s", len(lines), "\n  ".join(lines))

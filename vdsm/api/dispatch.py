@@ -24,10 +24,10 @@ from vdsm import errors, logs
 from vdsm.api import caller as callers
 from vdsm.api import calls, envelope, faults, verb
 
-Answer = bytes | None  # None: nothing is sent
+Answer = bytes | None  # one line, with its end; None: nothing is sent
 
-_NO_PARAMETERS: dict[str, Any] = {}
-
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS
+_ANSWER_OPTIONS = _OPTIONS | orjson.OPT_APPEND_NEWLINE
 
 class _Call(NamedTuple):
     """A call that goes on after dispatch has returned."""
@@ -46,6 +46,8 @@ class Dispatcher:
     def __init__(self, verbs: verb.Verbs, max_batch: int) -> None:
         self.log = calls.CallLog()
         self._verbs = verbs.by_name
+        # The lowest role may call these: there is nothing to ask.
+        self._quiet = {name: entry for name, entry in verbs.by_name.items() if entry.quiet}
         self._max_batch = max_batch
         self._methods = _Methods(self._member)
         self._working: set[asyncio.Future[bytes]] = set()  # calls in a pool
@@ -66,23 +68,30 @@ class Dispatcher:
 
         Never raises, and neither does what it returns, except for `asyncio.CancelledError`.
         """
+        began = time.perf_counter()
         try:
             request = envelope.parse(text)
         except errors.ParseError as error:
             return self._refused(None, error, caller)
-        if type(request) is dict:
-            name, ident, params = request.get("method"), request.get("id"), request.get("params", _NO_PARAMETERS)
-            if (
-                type(ident) in (str, int)
-                and type(name) is str
-                and type(params) is dict
-                and request.get("jsonrpc") == "2.0"
-                and len(request) == (4 if "params" in request else 3)
-            ):
-                return self._call(name, params, ident, caller)
-        return self.odd(request, caller)
-
-    # -- the short path
+        if type(request) is not dict or (plain := envelope.plain(request)) is None:
+            return self.odd(request, caller)
+        name, params, ident = plain
+        entry = self._quiet.get(name)
+        if entry is None or self._stopping:
+            return self._call(name, params, ident, caller)
+        # What follows is `_call` of a verb that looks at something in memory, as almost all calls are: a third faster.
+        try:
+            parameters = entry.validate(params)
+        except pydantic.ValidationError as error:
+            return envelope.failure(ident, self._failed(faults.of_parameters(error), name, ident, caller, began))
+        try:
+            answer = orjson.dumps(
+                {"jsonrpc": "2.0", "result": entry.invoke(parameters, caller), "id": ident}, _model, _ANSWER_OPTIONS
+            )
+        except Exception as error:  # noqa: BLE001 - the border, as in _begin
+            return envelope.failure(ident, self._failed(error, name, ident, caller, began))
+        self.log.short(name, caller.name, ident, time.perf_counter() - began)
+        return answer
 
     def _call(
         self, name: str, params: dict[str, Any], ident: Any, caller: callers.Caller
@@ -95,8 +104,6 @@ class Dispatcher:
             return envelope.success(ident, result)
         return _later(result, ident)
 
-    # -- the long path
-
     async def odd(self, request: Any, caller: callers.Caller) -> Answer:
         """The answer to any parsed request, through jsonrpcserver."""
         if not isinstance(request, list):
@@ -105,8 +112,8 @@ class Dispatcher:
             reason = f"a batch of {len(request)} calls; 1 to {self._max_batch} are taken"
             return self._refused(None, errors.InvalidRequest(reason=reason), caller)
         answers = [await self._odd_member(member, caller) for member in request]
-        sent = [answer for answer in answers if answer is not None]
-        return b"[%b]" % b",".join(sent) if sent else None
+        sent = [answer.rstrip() for answer in answers if answer is not None]
+        return b"[%b]\n" % b",".join(sent) if sent else None
 
     async def _odd_member(self, member: Any, caller: callers.Caller) -> Answer:
         if (fault := envelope.check(member)) is not None:
@@ -125,7 +132,7 @@ class Dispatcher:
         if isinstance(answer, dict) and answer.get("error", {}).get("code") == codes.ERROR_SERVER_ERROR:
             # The library itself failed. It has logged the exception, and put its text into the answer.
             return envelope.failure(ident, errors.Unexpected(reason="logged by jsonrpcserver"))
-        return orjson.dumps(answer)
+        return orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE)
 
     async def _member(self, name: str, context: "_Context", /, *positional: Any, **named: Any) -> Any:
         """Any verb, as a method of jsonrpcserver. It raises nothing: the library would send an exception's text."""
@@ -147,8 +154,6 @@ class Dispatcher:
             raise errors.InvalidParameters(parameter="params", reason=reason)
         return dict(zip(entry.fields, positional, strict=False))
 
-    # -- what both share
-
     def _begin(
         self, name: str, params: dict[str, Any], ident: Any, caller: callers.Caller
     ) -> bytes | Awaitable[bytes]:
@@ -160,14 +165,16 @@ class Dispatcher:
         try:
             entry = self._allowed(name, caller)
             parameters = _parameters(entry, params)
-            if entry.way is not verb.Way.INLINE:
+            if not entry.inline:
                 call = _Call(name, ident, caller, began, entry, parameters)
                 return self._in_pool(call) if entry.way is verb.Way.BLOCKING else self._waiting(call)
             result = encode(entry.invoke(parameters, caller))
         except Exception as error:  # noqa: BLE001 - the border: what has no name is logged, never sent
             raise self._failed(error, name, ident, caller, began) from None
-        log = self.log.short if entry.quiet else self.log.ended
-        log(name, caller.name, ident, began)
+        if entry.quiet:
+            self.log.short(name, caller.name, ident, time.perf_counter() - began)
+        else:
+            self.log.ended(name, caller.name, ident, began)
         return result
 
     def _allowed(self, name: str, caller: callers.Caller) -> verb.Entry:
@@ -259,7 +266,7 @@ def encode(result: Any) -> bytes:
 
     Raises TypeError for what is not JSON; data classes too, whose snake_case names have no place on the wire.
     """
-    return orjson.dumps(result, default=_model, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+    return orjson.dumps(result, _model, _OPTIONS)
 
 
 def _model(value: Any) -> orjson.Fragment:

@@ -19,7 +19,7 @@ class Splitter:
 
         What is left of such a frame is thrown away, and the stream goes on behind it. Blank lines are no frames.
         """
-        if not self._rest and not self._skipping and data.find(b"\n") == len(data) - 1 <= self._limit:
+        if data.find(b"\n") == len(data) - 1 <= self._limit and not self._rest and not self._skipping:
             return [] if data.isspace() else [data]  # the usual case: one whole frame
         if self._skipping:
             _, newline, data = data.partition(b"\n")

@@ -9,18 +9,22 @@ configured.
 """
 
 import asyncio
+import functools
 from typing import Any
 
 from aiohttp import hdrs, web
 
 from vdsm import config, errors
 from vdsm.api import caller as callers
-from vdsm.api import dispatch, envelope, unixsocket, websocket
+from vdsm.api import dispatch, envelope, front, unixsocket, websocket
 
 PATH = "/jsonrpc"
 HOST = "127.0.0.1"
 _ROLE = callers.Role.ADMIN
 _JSON = "application/json"
+# aiohttp does not see most requests of a connection that is in use, so it must not count how long it is idle. A peer
+# that has gone from this host closes its connection.
+_KEPT_ALIVE_S = 1e9
 
 
 class HttpServer:
@@ -32,17 +36,22 @@ class HttpServer:
         self._dispatcher = dispatcher
         self._gone = gone
         self._sockets: set[websocket.WebSocketConnection] = set()
+        self._fronts: dict[web.RequestHandler, front.Front] = {}
         self._web: web.Server | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
-        # The low-level server: one path needs no router, and a call costs a fifth less without.
+        # The low-level server: one path needs no router.
         self._web = web.Server(
-            self._handle, request_factory=self._request, access_log=None, auto_decompress=False
+            self._handle,
+            request_factory=self._request,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_KEPT_ALIVE_S,
         )
-        self._server = await loop.create_server(self._web, HOST, self._wire.tcp_port)
+        self._server = await loop.create_server(self._front, HOST, self._wire.tcp_port)
 
     def close(self) -> None:
         """Takes no new connections."""
@@ -51,9 +60,20 @@ class HttpServer:
 
     async def stop(self, timeout_s: float) -> None:
         """Ends the connections once their answers are sent, or after `timeout_s`."""
+        if running := [each.running for each in self._fronts.values() if each.running is not None]:
+            await asyncio.wait(running, timeout=timeout_s)
         await asyncio.gather(*(connection.close(timeout_s) for connection in list(self._sockets)))
         if self._web is not None:
             await self._web.shutdown(timeout_s)
+
+    def _front(self) -> front.Front:
+        assert self._web is not None
+        inner = self._web()
+        made = front.Front(
+            inner, self._dispatcher, _ROLE, self._wire.max_body_bytes, lambda: self._fronts.pop(inner, None)
+        )
+        self._fronts[inner] = made
+        return made
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         loop = asyncio.get_running_loop()
@@ -74,6 +94,9 @@ class HttpServer:
         return await self._websocket(request)
 
     async def _post(self, request: web.BaseRequest) -> web.Response:
+        connection = self._fronts.get(request.protocol)
+        if connection is None:
+            raise ConnectionResetError
         if (refusal := self._unfit(request)) is not None:
             return refusal
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
@@ -83,9 +106,10 @@ class HttpServer:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return self._too_large()
-        answer = self._dispatcher.answer(body, _caller(request))
+        answer = self._dispatcher.answer(body, connection.caller)
         if answer is not None and not isinstance(answer, bytes):
             answer = await answer
+        connection.accepted(request)
         if answer is None:
             return web.Response(status=204)
         return web.Response(body=answer, content_type=_JSON)
@@ -105,20 +129,18 @@ class HttpServer:
         error = errors.InvalidRequest(reason=f"longer than {self._wire.max_body_bytes} bytes")
         return web.Response(status=413, body=envelope.failure(None, error), content_type=_JSON)
 
+    def _upgraded(self, request: web.BaseRequest, connection: websocket.WebSocketConnection) -> None:
+        self._fronts[request.protocol].upgraded(connection)
+
     async def _websocket(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = websocket.WebSocketConnection(self._wire, self._dispatcher, _ROLE)
         self._sockets.add(connection)
         try:
-            await connection.serve(request)
+            await connection.serve(request, functools.partial(self._upgraded, request, connection))
         finally:
             self._sockets.discard(connection)
             self._gone(connection.caller)
         return connection.socket
-
-
-def _caller(request: web.BaseRequest) -> callers.Caller:
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return callers.Caller(f"http-{peer[1]}" if peer else "http", "http", _ROLE)
 
 
 def _is_json(content_type: str) -> bool:

@@ -187,4 +187,4 @@ class Notifier:
             "time": at,
             "data": data,
         }
-        return _Frame(sequence, topic, orjson.dumps({"jsonrpc": "2.0", "method": "event", "params": params}))
+        return _Frame(sequence, topic, dispatch.encode({"jsonrpc": "2.0", "method": "event", "params": params}) + b"\n")

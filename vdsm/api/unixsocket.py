@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 from vdsm import config, errors, logs
 from vdsm.api import caller as callers
@@ -101,6 +102,7 @@ class _Connection(asyncio.Protocol):
         self._running: set[asyncio.Future[dispatch.Answer]] = set()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._blocked = False  # the peer does not read
         self._reading = True
         self._finishing = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -108,20 +110,24 @@ class _Connection(asyncio.Protocol):
     # -- the event loop's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         role, who = self._server.role(transport.get_extra_info("socket"))
         name = self._server.opened(self)
         self._caller = callers.Caller(name, "unix", role or callers.Role.MONITOR, self)
         if role is None:
             logger.warning("%s refused: %s is not in the socket's group", name, who)
-            transport.abort()
+            self._transport.abort()
             return
         logger.info("%s connected: %s", name, who)
 
     def data_received(self, data: bytes) -> None:
-        self._backlog.extend(self._splitter.feed(data))
-        self._proceed()
+        for frame in self._splitter.feed(data):
+            if self._backlog or self._blocked or len(self._running) >= self._limit:
+                self._backlog.append(frame)
+            else:
+                self._begin(frame)
+        if self._backlog:
+            self._proceed()
 
     def eof_received(self) -> bool:
         if self._splitter.unfinished:
@@ -130,9 +136,11 @@ class _Connection(asyncio.Protocol):
         return True  # the connection stays open for answers still to come
 
     def pause_writing(self) -> None:
+        self._blocked = True
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        self._blocked = False
         self._writable.set()
         self._proceed()
 
@@ -162,7 +170,7 @@ class _Connection(asyncio.Protocol):
 
     def _proceed(self) -> None:
         """Begins what may begin, and reads on when nothing is left over."""
-        while self._backlog and len(self._running) < self._limit and self._writable.is_set():
+        while self._backlog and not self._blocked and len(self._running) < self._limit:
             self._begin(self._backlog.popleft())
         if self._finishing:
             if not self._backlog and not self._running:
@@ -177,15 +185,12 @@ class _Connection(asyncio.Protocol):
             self._write(envelope.failure(None, errors.InvalidRequest(reason=reason)))
             return
         answer = self._answer(frame, self._caller)
-        if answer is None or isinstance(answer, bytes):
-            self._write(answer)
-        else:
-            self._later(answer)
-
-    def _later(self, answer: Awaitable[dispatch.Answer]) -> None:
-        running = asyncio.ensure_future(answer)
-        self._running.add(running)
-        running.add_done_callback(self._answered)
+        if type(answer) is bytes:
+            self._transport.write(answer)
+        elif answer is not None:
+            running = asyncio.ensure_future(cast(Awaitable[dispatch.Answer], answer))
+            self._running.add(running)
+            running.add_done_callback(self._answered)
 
     def _answered(self, running: "asyncio.Future[dispatch.Answer]") -> None:
         self._running.discard(running)
@@ -195,7 +200,7 @@ class _Connection(asyncio.Protocol):
 
     def _write(self, frame: dispatch.Answer) -> None:
         if frame is not None and not self._transport.is_closing():
-            self._transport.write(frame + b"\n")
+            self._transport.write(frame)
 
 
 def _group(name: str) -> int:

@@ -93,6 +93,7 @@ class Entry:
     aliases: tuple[str, ...]  # older names of it, "Namespace.verb" too
     role: callers.Role
     way: Way
+    inline: bool  # way is INLINE
     quiet: bool  # inline and only looking: its calls are logged in bundles
     params: type[Params]
     fields: tuple[str, ...]  # the parameters' wire names, in positional order
@@ -162,6 +163,7 @@ class Verbs:
             aliases=tuple(f"{namespace}.{alias}" for alias in declared.aliases),
             role=declared.role,
             way=way,
+            inline=way is Way.INLINE,
             quiet=way is Way.INLINE and declared.role is callers.Role.MONITOR,
             params=params,
             fields=tuple(wire_names(params)),

@@ -7,8 +7,8 @@ does not read its answers, no further message is taken.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import aiohttp
 from aiohttp import web
@@ -34,23 +34,47 @@ class WebSocketConnection:
         self.socket = web.WebSocketResponse(
             max_msg_size=wire.max_body_bytes + 1, compress=False, decode_text=False, timeout=_GOODBYE_S
         )
+        self.caller = callers.Caller(f"ws-{next(_numbers)}", "websocket", role, self)
         self._limit = wire.max_calls_per_connection
         self._answer = dispatcher.answer
-        self.caller = callers.Caller(f"ws-{next(_numbers)}", "websocket", role, self)
         self._running: set[asyncio.Task[None]] = set()
+        self._receiving = False
 
-    async def serve(self, request: web.BaseRequest) -> None:
-        """Returns when the peer has closed or broken the connection, or `close` has been called."""
+    @property
+    def parked(self) -> bool:
+        """Whether aiohttp has no message of this connection in hand, and another call may begin."""
+        return self._receiving and len(self._running) < self._limit
+
+    def handed_over(self) -> None:
+        """aiohttp was given something: not parked until it is dealt with."""
+        self._receiving = False
+
+    async def serve(self, request: web.BaseRequest, upgraded: Callable[[], None]) -> None:
+        """Calls `upgraded` once it is; returns when the peer has gone, or after `close`."""
         await self.socket.prepare(request)
+        upgraded()
         logger.info("%s connected: %s", self.caller.name, request.remote)
         try:
-            while (message := await self.socket.receive()).type in _MESSAGES:
-                await self._begin(message.data)
+            while (message := await self._receive()).type in _MESSAGES:
+                if len(self._running) >= self._limit:
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                if (answer := self.begin(message.data)) is not None:
+                    await self.send(answer)
         except ConnectionError:
             pass  # lost while it was written to
         finally:
             self.caller.stop_waiting()
             logger.info("%s closed", self.caller.name)
+
+    def begin(self, text: bytes) -> dispatch.Answer:
+        """Begins a call. Returns its answer, or None when there is none or it is sent later."""
+        answer = self._answer(text, self.caller)
+        if answer is None or type(answer) is bytes:
+            return answer
+        task = asyncio.get_running_loop().create_task(self._later(cast(Awaitable[dispatch.Answer], answer)))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return None
 
     async def send(self, frame: bytes) -> None:
         """`caller.Connection.send`."""
@@ -60,19 +84,15 @@ class WebSocketConnection:
         """Sends the answers still to come, says goodbye, and closes."""
         if self._running:
             await asyncio.wait(self._running, timeout=timeout_s)
+        self.handed_over()
         with contextlib.suppress(ConnectionError):
             await self.socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 
-    async def _begin(self, text: Any) -> None:
-        while len(self._running) >= self._limit:
-            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        answer = self._answer(text, self.caller)
-        if isinstance(answer, bytes):
-            await self.socket.send_frame(answer, web.WSMsgType.TEXT)
-        elif answer is not None:
-            task = asyncio.get_running_loop().create_task(self._later(answer))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+    async def _receive(self) -> aiohttp.WSMessage:
+        self._receiving = True
+        message = await self.socket.receive()
+        self._receiving = False
+        return message
 
     async def _later(self, answer: Awaitable[dispatch.Answer]) -> None:
         frame = await answer
