@@ -93,7 +93,16 @@ class Request:
         except (errors.GuestAgentSilent, errors.HypervisorFailed) as error:
             _log.info("%s: %s", "agent" if by_agent else "ACPI", error)
             return self._replaced.is_set()
-        return self._vm.turned.wait(max(0.0, deadline - time.monotonic()))
+        return self._obeys(deadline)
+
+    def _obeys(self, deadline: float) -> bool:
+        """Waits for the guest to do what it was asked. One that was to end and boots again goes on being waited for:
+        it may have been reset a moment before."""
+        while self._vm.turned.wait(max(0.0, deadline - time.monotonic())):
+            self._vm.turned.clear()
+            if self._reboot or self._replaced.is_set() or self._vm.state == State.DOWN:
+                return True
+        return False
 
     def _give_up(self, reason: str) -> None:
         with self._vm.lock:
