@@ -13,7 +13,7 @@ from vdsm import standalone
 from vdsm.client import transport
 from vdsm.standalone import daemons
 
-DEPENDENCIES = "import aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic, sanlock; print(flush=True); input()"
+DEPENDENCIES = "import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic, sanlock; print(flush=True); sys.stdin.read()"
 GOAL = 1.25
 
 
