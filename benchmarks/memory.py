@@ -13,7 +13,11 @@ from vdsm import standalone
 from vdsm.client import transport
 from vdsm.standalone import daemons
 
-DEPENDENCIES = "import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic, sanlock; print(flush=True); sys.stdin.read()"
+DEPENDENCIES = """
+import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic, sanlock
+print(flush=True)
+sys.stdin.read()
+"""
 GOAL = 1.25
 
 
