@@ -64,12 +64,13 @@ LABEL=root  /      ext4  defaults  0 1
 LABEL=DATA  /data  ext4  nofail,x-systemd.device-timeout=30s  0 0
 """
 
-# Cloud images make their own host keys on the first boot. So does a guest that was sysprepped.
+# Cloud images make their own host keys on the first boot. So does a guest that was sysprepped. Logins wait for it, so
+# that the console can tell the new key.
 SSH_HOST_KEYS = """\
 [Unit]
 Description=SSH host keys, when they are missing
 ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
-Before=ssh.service
+Before=ssh.service systemd-user-sessions.service
 
 [Service]
 Type=oneshot
