@@ -98,6 +98,12 @@ def test_disks_bypass_the_page_cache() -> None:
     assert (driver.get("type"), driver.get("cache"), driver.get("io")) == ("raw", "none", "native")
 
 
+def test_libvirt_leaves_the_owners_of_images_and_kernels_alone() -> None:
+    """By default it gives each file to QEMU's user, and afterwards to root (seen on a disk)."""
+    label = built(source()).find("seclabel")
+    assert label is not None and label.attrib == {"type": "none", "model": "dac"}
+
+
 def test_targets_are_named_by_bus() -> None:
     disks = [{"image_id": ids.new(), "bus": bus} for bus in ("virtio", "sata", "virtio", "scsi")]
     assert domxml.targets(metadata(disks=disks).spec) == ["vda", "sda", "vdb", "sdb"]
