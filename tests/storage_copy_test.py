@@ -252,6 +252,23 @@ def test_copy_that_waits_is_aborted_too(
     assert on(shelf, world).files() == set()
 
 
+@pytest.mark.parametrize("state", ["ended", "running"])
+def test_refused_job_leaves_nothing(
+    service: Service, shelf: Shelf, world: storage_fixture.World, large: str, state: str
+) -> None:
+    """The job's id is another job's: the target that was begun for it goes."""
+    with halted(service, world, large) as (begun, worker):
+        if state == "ended":
+            os.kill(worker, signal.SIGCONT)
+            service.ended(begun["job_id"])
+        files = on(shelf, world).files()
+        with pytest.raises(errors.JobExists):
+            service.storage.copy_image("other", shelf.disk(), options={"job_id": begun["job_id"]})
+        assert on(shelf, world).files() == files
+    service.ended(begun["job_id"])
+    assert service.storage.get_image_status("other", begun["image_id"])["status"] == "optimized"
+
+
 def test_killed_worker_leaves_a_broken_target_that_can_be_removed(
     service: Service, shelf: Shelf, world: storage_fixture.World, large: str
 ) -> None:

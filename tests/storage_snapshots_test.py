@@ -87,6 +87,32 @@ def test_only_disks_have_snapshots(shelf: Shelf) -> None:
         shelf.snapshot(ids.new())
 
 
+@pytest.mark.parametrize("so_far", ["done", "died before the overlay"])
+def test_same_request_that_was_quicker_is_not_done_twice(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, so_far: str
+) -> None:
+    """Between this one's first look and its leases: the snapshot there must not be made anew, of the new data."""
+    disk, snapshot = shelf.disk(), ids.new()
+    shelf.write(disk, 5)
+    real = filelayout.FileLayout.allocate
+
+    def late(*given: object) -> None:
+        monkeypatch.setattr(filelayout.FileLayout, "allocate", real)
+        if so_far == "done":
+            shelf.snapshot(disk, image_id=snapshot)
+            shelf.write(disk, 6)
+        else:
+            kill(shelf, "before the overlay", lambda inside: inside.snapshot(disk, image_id=snapshot))
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(filelayout.FileLayout, "allocate", late)
+    assert shelf.snapshot(disk, image_id=snapshot) == snapshot
+    images = shelf.image(snapshot), shelf.image(disk)
+    assert [(image["status"], image["generation"]) for image in images] == [("optimized", 1), ("optimized", 2)]
+    shelf.shows(snapshot, 5)
+    shelf.shows(disk, 6 if so_far == "done" else 5)
+
+
 # -- killed ----------------------------------------------------------------------------------------------------------
 
 STEPS: dict[str, tuple[object, str, int]] = {

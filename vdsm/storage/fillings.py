@@ -9,7 +9,7 @@ it, a removal takes it away.
 from dataclasses import dataclass
 from typing import Any
 
-from vdsm import errors, events, ids
+from vdsm import events, ids, undo
 from vdsm.jobs import job, registry
 from vdsm.storage import connected, holders, models
 
@@ -76,16 +76,14 @@ class Fillings:
 
     def _register(self, new: job.JobRequest, reads: tuple[str, ...]) -> None:
         repo_id, image_id = new.entity["repo_id"], new.entity["id"]
-        known = not self._holders.add_reader(new.job_id, reads)
-        try:
-            self._jobs.add(new)
-        except errors.VdsmError:
-            if not known:
-                self._holders.forget_reader(new.job_id)
-                taken = {"image_id": image_id, "job_id": new.job_id}
-                self._connections.write(repo_id, "withdraw_copy", taken)
-            raise
-        if not known:
+        first = self._holders.add_reader(new.job_id, reads)
+        with undo.Stack() as steps:
+            if first:
+                steps.push("forget what it reads", lambda: self._holders.forget_reader(new.job_id))
+            withdrawn = {"image_id": image_id, "job_id": new.job_id}
+            steps.push("withdraw the request", lambda: self._connections.write(repo_id, "withdraw_copy", withdrawn))
+            self._jobs.add(new)  # the same request again is answered with its job
+        if first:
             self._jobs.on_end(new.job_id, lambda info: self._ended(repo_id, image_id, info))
 
     def _ended(self, repo_id: str, image_id: str, info: job.Info) -> None:

@@ -30,9 +30,10 @@ class Holders:
     def add_reader(self, job_id: str, image_ids: Iterable[str]) -> bool:
         """Remembers what a job reads until `forget_reader`; False when it is known already."""
         with self._lock:
-            new = job_id not in self._readers
+            if job_id in self._readers:
+                return False
             self._readers[job_id] = frozenset(image_ids)
-            return new
+            return True
 
     def forget_reader(self, job_id: str) -> None:
         with self._lock:

@@ -114,8 +114,11 @@ def create_snapshot(repo: Repository, session: leases.Session, argument: Argumen
     _check_disk(disk, argument)
     repo.allocate(session, repo.slot(image_id))
     with repo.owning(session, exclusive=[disk_id, image_id]):
-        same_request(repo, argument)
-        disk = repo.get(disk_id)
+        disk, known = repo.get(disk_id), same_request(repo, argument)
+        if chain.open_snapshot(disk) == image_id:  # the same request has come so far meanwhile, and died
+            return _answer(_switch(repo, session, disk_id, image_id))
+        if known is not None and known["status"] != models.BROKEN:  # or has done it all
+            return _answer(known)
         with undo.Stack() as steps:
             steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
             _check_disk(disk, argument)

@@ -171,7 +171,8 @@ class Repository(abc.ABC):
         except (errors.NoRecord, FileNotFoundError) as error:
             raise errors.NoSuchImage(image_id=image_id, where=self.repo_id) from error
         except errors.LeaseFailed as error:
-            raise self._gone(error, image_id) from error
+            self._refuse_gone(error, image_id)
+            raise
 
     def keep(self, session: leases.Session, image_id: str) -> None:
         """Holds an image's data lease exclusively from here on; taken if this session has it not yet.
@@ -209,12 +210,13 @@ class Repository(abc.ABC):
                 raise models.busy(image) from error
             raise errors.ImageInUse(image_id=image_id, holder=error.facts["holder"]) from error
         except errors.LeaseFailed as error:
-            raise self._gone(error, by_text.get(error.facts["resource"], "?")) from error
+            self._refuse_gone(error, by_text.get(error.facts["resource"], "?"))
+            raise
 
-    def _gone(self, error: errors.LeaseFailed, image_id: str) -> errors.VdsmError:
-        """What a failure on a lease means: that the slot is gone, or just what it says."""
-        gone = error.facts["errno"] == leases.NO_PLACE
-        return errors.NoSuchImage(image_id=image_id, where=self.repo_id) if gone else error
+    def _refuse_gone(self, error: errors.LeaseFailed, image_id: str) -> None:
+        """Raises `NoSuchImage` when the lease failed because its slot is gone."""
+        if error.facts["errno"] == leases.NO_PLACE:
+            raise errors.NoSuchImage(image_id=image_id, where=self.repo_id) from error
 
     @staticmethod
     def _find(slot: record.Slot) -> Record | None:
