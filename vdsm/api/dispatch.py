@@ -29,6 +29,7 @@ Answer = bytes | None  # one line, with its end; None: nothing is sent
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS
 _ANSWER_OPTIONS = _OPTIONS | orjson.OPT_APPEND_NEWLINE
 
+
 class _Call(NamedTuple):
     """A call that goes on after dispatch has returned."""
 
@@ -154,9 +155,7 @@ class Dispatcher:
             raise errors.InvalidParameters(parameter="params", reason=reason)
         return dict(zip(entry.fields, positional, strict=False))
 
-    def _begin(
-        self, name: str, params: dict[str, Any], ident: Any, caller: callers.Caller
-    ) -> bytes | Awaitable[bytes]:
+    def _begin(self, name: str, params: dict[str, Any], ident: Any, caller: callers.Caller) -> bytes | Awaitable[bytes]:
         """Runs a verb, or starts it: its encoded result, or something that will give it.
 
         Raises `errors.VdsmError`, and so does what it returns. Every call is logged once, by whoever ends it.

@@ -204,7 +204,8 @@ def _response(answer: dispatch.Answer) -> bytes:
     """The same responses as http's, as bytes."""
     if answer is None:
         return b"HTTP/1.1 204 No Content\r\nDate: %b\r\n\r\n" % _clock.date()
-    return (
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b"
-        % (len(answer), _clock.date(), answer)
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (
+        len(answer),
+        _clock.date(),
+        answer,
     )

@@ -31,25 +31,24 @@ class BoundedPool:
         self._idle_s = idle_s
         self._changed = threading.Condition()
         self._waiting: collections.deque[Work] = collections.deque()
+        self._load = 0  # pieces of work taken and not ended
         self._threads = 0
-        self._idle = 0
         self._closed = False
 
     @property
     def unused(self) -> bool:
         """No work, and no thread that could have some."""
-        return not self._threads and not self._waiting
+        return not self._threads and not self._load
 
     def submit(self, work: Work) -> None:
         """Runs `work` in one of the threads, now or later. Never blocks; raises `errors.Overloaded` when it is full."""
         with self._changed:
-            served = self._idle > len(self._waiting)
-            grow = not served and self._threads < self._limit
-            if not served and not grow and len(self._waiting) >= self._queue:
+            if self._load >= self._limit + self._queue:
                 raise errors.Overloaded(what=f"calls waiting in pool {self.name}", limit=self._queue)
-            if grow:
+            if self._load >= self._threads < self._limit:
                 threading.Thread(target=self._serve, name=self.name, daemon=True).start()
                 self._threads += 1
+            self._load += 1
             self._waiting.append(work)
             self._changed.notify()
 
@@ -65,13 +64,13 @@ class BoundedPool:
                 work()
             except BaseException:  # the pool's border: a thread outlives its work
                 logger.exception("work in pool %s", self.name)
+            with self._changed:
+                self._load -= 1
 
     def _next(self) -> Work | None:
         """The next piece of work, or None when this thread shall end."""
         with self._changed:
-            self._idle += 1
             self._changed.wait_for(lambda: self._waiting or self._closed, self._idle_s)
-            self._idle -= 1
             if self._waiting:
                 return self._waiting.popleft()
             self._threads -= 1

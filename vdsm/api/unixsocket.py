@@ -3,7 +3,8 @@
 Who may connect is a matter of the socket's group and mode; who it was is asked of the kernel (SO_PEERCRED). Frames of
 one connection are begun in order, and answered as they end. Reading stops while `max_calls_per_connection` calls are
 under way or the peer does not read its answers, so a connection holds a bounded number of bytes whatever its peer does.
-A peer that ends its side gets the answers to what it asked, then the connection is closed.
+A peer that ends its sending side gets the answers to what it asked, then the connection is closed; what a peer that has
+gone was waiting for (Job.wait) ends at once.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import errno
 import grp
 import itertools
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -130,6 +132,9 @@ class _Connection(asyncio.Protocol):
             self._proceed()
 
     def eof_received(self) -> bool:
+        if _hung_up(self._transport.get_extra_info("socket")):
+            self.abort()
+            return False
         if self._splitter.unfinished:
             self._write(envelope.failure(None, errors.ParseError(reason="the last frame has no newline")))
         self.finish()
@@ -201,6 +206,13 @@ class _Connection(asyncio.Protocol):
     def _write(self, frame: dispatch.Answer) -> None:
         if frame is not None and not self._transport.is_closing():
             self._transport.write(frame)
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Whether the peer has closed its socket for good, and not only its sending side."""
+    poller = select.poll()
+    poller.register(connection.fileno(), 0)
+    return any(event & select.POLLHUP for _, event in poller.poll(0))
 
 
 def _group(name: str) -> int:
