@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests import loopfs, storage_fixture
+from tests import loopfs, sanlock_fixture, storage_fixture
 from tests.until import running, until
-from vdsm import errors, forkserver
+from vdsm import errors, forkserver, leases
 from vdsm.storage import ioproc
 
 DEADLINE_S = 5.0
@@ -124,6 +124,15 @@ def test_all_end_with_their_children(make: Any) -> None:
     child = call(children, "pid")
     children.close()
     until(lambda: not running(child))
+
+
+def test_registration_with_a_dead_daemon_is_noticed() -> None:
+    """Otherwise the first call after sanlock's restart would fail for nothing."""
+    with sanlock_fixture.running():
+        session = leases.Session()
+        assert ioproc.answers(session)
+    assert not ioproc.answers(session)
+    session.close()
 
 
 def test_frozen_storage_costs_its_own_children_and_nobody_else(make: Any) -> None:

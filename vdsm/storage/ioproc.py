@@ -12,6 +12,7 @@ repository's calls are refused at once, and no other repository has noticed.
 """
 
 import errno
+import select
 import signal
 import threading
 import time
@@ -201,6 +202,8 @@ class _Server:
         if function in PLAIN:
             return PLAIN[function](self._repo, argument)
         leased = LEASED[function]
+        if self._session is not None and not answers(self._session):
+            self._hang_up()
         if self._session is None:
             self._session = leases.Session()
         return leased(self._repo, self._session, argument)
@@ -215,3 +218,10 @@ class _Server:
         if error.errno == errno.ENOSPC:
             return errors.RepositoryFull(repo_id=self._repo.repo_id)
         return errors.StorageFailed(repo_id=self._repo.repo_id, reason=error.strerror or str(error))
+
+
+def answers(session: leases.Session) -> bool:
+    """False when the daemon that the session is registered with has gone: another may be there by now."""
+    poller = select.poll()
+    poller.register(session.fd, 0)  # nothing but the connection's end
+    return not poller.poll(0)
