@@ -26,6 +26,7 @@ IDENTITY = re.compile(r"identity (\S+) (\S+)")
 OWN = ("machine-id", "host-key", "old-logs")
 LAST_WORD = "identity old-logs"
 BOOT_DEADLINE_S = 240
+JOIN_DEADLINE_S = 30
 SHUTDOWN_DEADLINE_S = 120
 MEMORY_MIB = 512
 
@@ -79,6 +80,16 @@ class Story:
                 if event["subject"] == vm_id:
                     print(f"event: VM {vm_id} is {event['data']['status']} ({event['data']['reason']})", flush=True)
 
+    def joined(self, repo_id: str) -> None:
+        """Connecting answers at once; the lockspace joins behind it. Verbs that write come after that."""
+        with transport.connect(str(self.stack.socket_path), timeout_s=10) as client:
+            client.subscribe(["repository"])
+            while any(known["state"] != "joined" for known in client.call("Storage.listStorageRepositories")):
+                event = client.next_event(JOIN_DEADLINE_S)
+                if event is None:
+                    raise DemoFailed(f"repository {repo_id} did not join its lockspace within {JOIN_DEADLINE_S} s")
+                print(f"event: repository {event['subject']} is {event['data']['state']}", flush=True)
+
     def console(self, vm_id: str, until: str, deadline_s: float) -> list[str]:
         """Prints the guest's console as it grows until a line contains `until`; returns all lines."""
         lines = []
@@ -125,7 +136,8 @@ class Story:
         where = f"connectionParameters.path={self.stack.storage_dir}/main"
         self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=1")
         self.call("Storage", "connectStorageRepository", "repoId=main", "repoFormat=localfs-1.0", where)
-        self.call("Storage", "listStorageRepositories", show="table:repoId,repoFormat,state,secondsLeft,freeBytes")
+        self.joined("main")
+        self.call("Storage", "listStorageRepositories", show="table:repoId,repoFormat,state,freeBytes")
 
     def import_guest(self) -> str:
         source = Path(self.stack.import_dir) / "debian.raw"
