@@ -93,8 +93,10 @@ def test_every_package_has_its_reason(name: str) -> None:
 
 
 def test_a_ready_machine_takes_under_a_second() -> None:
+    command = [str(TOOL / "prerequisites.sh"), "test"]
+    subprocess.run(command, capture_output=True, check=True)  # now it is ready
     began = time.monotonic()
-    done = subprocess.run([TOOL / "prerequisites.sh", "test"], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert time.monotonic() - began < 1
 
