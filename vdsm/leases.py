@@ -41,6 +41,9 @@ DOES_NOT_EXIST = -223
 WRONG_NAME = {-226, -227}
 CHANGED_VERSION = -240
 
+# How long somebody else's command for a process may keep one from asking what it holds.
+INQUIRE_WAIT_S = 5.0
+
 
 class Lease(NamedTuple):
     """One sanlock resource and the mode in which it is wanted. Sorts in the one order in which all take leases."""
@@ -167,13 +170,20 @@ class Session:
 
 
 def held_by(pid: int) -> set[tuple[str, str, bool]]:
-    """(lockspace, name, shared) of all that the registered process `pid` holds; empty when it is not registered."""
-    try:
-        return _held(sanlock.inquire(pid=pid))
-    except sanlock.SanlockException as error:
-        if error.errno in (-2, 2, 3):  # no such client
-            return set()
-        raise errors.LeaseDaemonDown(reason=str(error)) from error
+    """(lockspace, name, shared) of all that the registered process `pid` holds; empty when it is not registered.
+
+    sanlock serves one command for a process at a time: asked twice at once, it refuses one of the two (seen).
+    """
+    deadline = time.monotonic() + INQUIRE_WAIT_S
+    while True:
+        try:
+            return _held(sanlock.inquire(pid=pid))
+        except sanlock.SanlockException as error:
+            if error.errno in (-2, 2, 3):  # no such client
+                return set()
+            if error.errno not in AGAIN or time.monotonic() > deadline:
+                raise errors.LeaseDaemonDown(reason=str(error)) from error
+            time.sleep(random.uniform(0.5, 1.0) * 0.005)
 
 
 def _held(resources: list[dict[str, Any]]) -> set[tuple[str, str, bool]]:
