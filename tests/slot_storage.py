@@ -5,26 +5,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests.until import until
-from vdsm import errors, ids, leases, record
-from vdsm.virt import plans
+from vdsm import errors, ids, leases, record, storage
 
 IO_TIMEOUT_S = 1
 SIZE_BYTES = 1 << 20
-
-
-class Disk(NamedTuple):
-    repo_id: str
-    repo_name: str
-    image_id: str
-    path: str
-    format: str
-    size_bytes: int
-    backing: list[dict[str, str]]
-    leases: list[leases.Lease]
-    records: list[dict[str, Any]]
 
 
 class SlotStorage:
@@ -84,14 +71,14 @@ class SlotStorage:
 
     # -- the door
 
-    def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> Disk:
+    def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> storage.DiskPlan:
         self.before.get("plan_disk", bool)()
         try:
             found = record.read(self.slot(image_id))
         except (errors.NoRecord, FileNotFoundError) as error:
             raise errors.NoSuchImage(image_id=image_id, where=repo_id or "any repository") from error
         expect = {field: found[field] for field in ("status", "data", "base", "deleted")}
-        return Disk(
+        return storage.DiskPlan(
             self.REPO_ID,
             self.name,
             image_id,
@@ -144,6 +131,3 @@ class SlotStorage:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
         return path
-
-
-_contract: type[plans.Storage] = SlotStorage

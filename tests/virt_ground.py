@@ -89,20 +89,12 @@ class Host:
         self.machines: Any = None
 
     def start(self, libvirt: hypervisor.Hypervisor | None = None) -> None:
-        """Returns when the VMs that run are known."""
-        self.begin(libvirt)
-        until(self.knows, 30)
-
-    def begin(self, libvirt: hypervisor.Hypervisor | None = None) -> None:
+        """The VMs that run are known at return, if libvirt answers."""
         log = events.EventLog()
         log.subscribe(self.seen.append)
         self.libvirt = libvirt or hypervisor.Hypervisor(self.settings.virt.libvirt_uri)
         self.machines = virt.Machines(self.settings, log, self.libvirt, self.storage, None)
         self.machines.start()
-
-    def knows(self) -> bool:
-        """Whether the table was compared with libvirt since the start."""
-        return bool(self.machines._table._compared)
 
     def stop(self) -> None:
         self.machines.stop()

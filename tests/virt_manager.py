@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.slot_storage import SlotStorage
-from tests.until import until
 from vdsm import config, events, hypervisor, virt
 
 
@@ -42,7 +41,6 @@ def main() -> None:
         settings, log, libvirt, SlotStorage(Path(directory), name, Path(directory).stat().st_gid), None
     )
     machines.start()
-    until(lambda: machines._table._compared, 30)
     machines.create(json.loads(wanted))
     sys.stdin.read()
     os._exit(0)

@@ -1,5 +1,6 @@
 """Stopping, continuing and ending guests, with real QEMUs and leases."""
 
+import concurrent.futures
 import os
 import signal
 from pathlib import Path
@@ -259,3 +260,11 @@ def _sampled_at(host: virt_ground.Host, vm_id: str) -> float:
 def test_leases_of_a_guest_are_its_qemus_alone(host: virt_ground.Host) -> None:
     vm_id = host.started(lease_repo_id="repo")
     assert leases.local_pids(host.storage.slot(vm_id).data_lease()) == [qemu.find(vm_id)]
+
+
+def test_what_a_qemu_holds_can_be_asked_by_many_at_once(host: virt_ground.Host) -> None:
+    """A comparison and a verb may ask at the same moment; sanlock alone refuses one of them."""
+    pid = qemu.find(host.started(lease_repo_id="repo")) or 0
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(leases.held_by, [pid] * 400))
+    assert [len(answer) for answer in answers] == [1] * 400

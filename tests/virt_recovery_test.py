@@ -199,16 +199,14 @@ def test_libvirt_may_come_after_the_agent(host: virt_ground.Host) -> None:
     host.stop()
     host.ground.stop_libvirtd()
     try:
-        host.machines = None
-        starting = virt_ground.Host(host.ground, host.settings)
-        starting.begin()
+        host.start()
+        assert host.machines.list() == []
         with pytest.raises(errors.HypervisorUnavailable):
-            starting.create()
+            host.create()
     finally:
         host.ground.start_libvirtd()
-    until(starting.knows, 20)
-    assert starting.info(vm_id)["status"] == "Up"
-    host.machines, host.libvirt = starting.machines, starting.libvirt
+    until(lambda: host.machines.list() != [], 20)
+    assert host.wait(vm_id, "Up")["pid"] == qemu.find(vm_id)
 
 
 # -- domains of others -------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ class Hypervisor:
         self._idle: list[Any] = []  # for calls
         self._stopping = False
         self._trouble = "not connected yet"
+        self._tried = threading.Event()
         self._keeper = periodic.Periodic("libvirt connection", CONNECT_INTERVAL_S, self._keep)
 
     def start(self, on_domain: Callable[[DomainEvent], None], on_connection: Callable[[bool, str], None]) -> None:
@@ -161,6 +162,11 @@ class Hypervisor:
     def connected(self) -> bool:
         return self._conn is not None
 
+    def wait_tried(self, timeout_s: float) -> bool:
+        """Waits until a connection was tried for the first time; whether there is one."""
+        self._tried.wait(timeout_s)
+        return self.connected
+
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
@@ -177,6 +183,8 @@ class Hypervisor:
         else:
             _log.info("connected to %s", self._uri)
             self._on_connection(True, "connected")
+        finally:
+            self._tried.set()
 
     def _open(self) -> None:
         conn = self._connect()

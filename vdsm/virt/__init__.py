@@ -26,7 +26,8 @@ from vdsm.virt import (
 
 _log = logs.get("virt")
 
-# How long the agent's end waits for calls to a libvirt that hangs.
+# How long the agent's start waits for a libvirt that is slow, and its end for one that hangs.
+START_GRACE_S = 10.0
 STOP_GRACE_S = 5.0
 
 
@@ -65,10 +66,15 @@ class Machines:
         self._vm_jobs = vmjobs.VmJobs(settings, self._table, service, jobs, self._domain_type)
 
     def start(self) -> None:
-        """Connects to libvirt in the background and finds the VMs that run. Starts nothing and ends nothing."""
+        """Connects to libvirt and finds the VMs that run. Starts nothing and ends nothing.
+
+        When libvirt answers they are known at return; otherwise they are found when it does.
+        """
         threading.Thread(target=self.domain_type, name="domain type", daemon=True).start()  # before it is needed
         self._watcher.start()
         self._libvirt.start(self._watcher.on_domain, self._watcher.on_connection)
+        if self._libvirt.wait_tried(START_GRACE_S):
+            self._table.compared.wait(START_GRACE_S)
         self._reconciler.start()
         self._sampler.start()
 

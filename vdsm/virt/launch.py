@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vdsm import config, errors, hypervisor, logs, undo
+from vdsm import config, errors, hypervisor, logs, storage, undo
 from vdsm.virt import domaintype, domxml, endings, plans, spec, states, vm, vmrecord
 from vdsm.virt.states import ExitReason
 
@@ -39,7 +39,7 @@ class _GivenUp(Exception):
 
 
 class _AgentStops(Exception):
-    """The next agent will go on from what is there."""
+    """What is there is left as it is: the next agent goes on from it."""
 
 
 class Launcher:
@@ -47,14 +47,14 @@ class Launcher:
         self,
         settings: config.Config,
         libvirt: hypervisor.Hypervisor,
-        storage: plans.Storage,
+        service: storage.Storage,
         records: vmrecord.VmRecords,
         ends: endings.Endings,
         domain_type: domaintype.DomainType,
     ) -> None:
         self._settings = settings
         self._libvirt = libvirt
-        self._storage = storage
+        self._storage = service
         self._records = records
         self._ends = ends
         self._domain_type = domain_type
@@ -110,7 +110,7 @@ class Launcher:
         with logs.about(f"vm {known.id}"):
             try:
                 with undo.Stack() as undos:
-                    steps(known, undos)
+                    self._attempt(known, steps, undos)
             except _AgentStops:
                 return
             except _GivenUp:
@@ -125,6 +125,15 @@ class Launcher:
                 self._ends.end(known, states.Ending(1, ExitReason.START_FAILED, str(unexpected)), unexpected)
             self._done(known)
 
+    def _attempt(self, known: vm.Vm, steps: Callable[[vm.Vm, undo.Stack], None], undos: undo.Stack) -> None:
+        try:
+            steps(known, undos)
+        except Exception as error:
+            if not self._stopping.is_set():
+                raise
+            undos.clear()
+            raise _AgentStops from error
+
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def _start(self, known: vm.Vm, undos: undo.Stack) -> None:
@@ -134,9 +143,9 @@ class Launcher:
         ground = self._prepare(known, undos)
         _check_wanted(known)
         self._create(known, disks, lease_plan, ground, undos)
-        self._release(known, lambda: self._records.started(known), undos)
+        self._release(known, lambda: self._records.started(known))
 
-    def _plan_leases(self, known: vm.Vm, disks: Sequence[plans.DiskPlan]) -> plans.LeasePlan | None:
+    def _plan_leases(self, known: vm.Vm, disks: Sequence[storage.DiskPlan]) -> plans.LeasePlan | None:
         """None for a VM that needs no lease: it has no disks and no repository was named for it."""
         repo_id = known.spec.lease_repo_id or (disks[0].repo_id if disks else None)
         if repo_id is None:
@@ -161,7 +170,7 @@ class Launcher:
     def _create(
         self,
         known: vm.Vm,
-        disks: Sequence[plans.DiskPlan],
+        disks: Sequence[storage.DiskPlan],
         lease_plan: plans.LeasePlan | None,
         ground: domxml.Ground,
         undos: undo.Stack,
@@ -173,11 +182,11 @@ class Launcher:
         except errors.HypervisorFailed as error:
             raise launcher_error(error, known) or error from error
         except errors.HypervisorUnavailable:
-            if not self._came_about(known, undos):
+            if not self._came_about(known):
                 raise
         undos.push("destroy the domain", lambda: self._libvirt.destroy(known.id))
 
-    def _release(self, known: vm.Vm, record_start: Callable[[], None], undos: undo.Stack) -> None:
+    def _release(self, known: vm.Vm, record_start: Callable[[], None]) -> None:
         """From the stopped QEMU to the running guest. Every part may be done twice."""
         while True:
             try:
@@ -193,29 +202,28 @@ class Launcher:
                     self._libvirt.resume(known.id)
                 break
             except errors.HypervisorUnavailable:
-                self._await_libvirt(known, undos)
+                self._await_libvirt()
         with known.lock:
             known.boots()
             known.move(known.running_state(), "started")
 
     def _go_on(self, known: vm.Vm, undos: undo.Stack) -> None:
         undos.push("destroy the domain", lambda: self._libvirt.destroy(known.id))
-        self._release(known, lambda: self._records.try_started(known), undos)
+        self._release(known, lambda: self._records.try_started(known))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _await_libvirt(self, known: vm.Vm, undos: undo.Stack) -> None:
+    def _await_libvirt(self) -> None:
         """While libvirt is away nothing can be launched or undone: the thread waits, and holds nobody up."""
         _log.warning("libvirt was lost during the launch, waiting for it")
         while not self._libvirt.connected:
             if self._stopping.wait(RETURN_POLL_S):
-                undos.clear()
-                raise _AgentStops
+                raise errors.HypervisorUnavailable(reason="the agent stops")
 
-    def _came_about(self, known: vm.Vm, undos: undo.Stack) -> bool:
+    def _came_about(self, known: vm.Vm) -> bool:
         """Whether libvirt, lost while it was creating the domain of this very launch, has made it."""
         while True:
-            self._await_libvirt(known, undos)
+            self._await_libvirt()
             try:
                 metadata = self._libvirt.metadata(known.id, domxml.NAMESPACE)
             except errors.NoSuchVm:

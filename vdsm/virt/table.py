@@ -33,7 +33,7 @@ class Table:
         self._lock = threading.Lock()
         self._vms: dict[str, vm.Vm] = {}
         self._foreign: dict[str, Foreign] = {}
-        self._compared = False
+        self.compared = threading.Event()  # set once the VMs that run here are known
         self._comparing = threading.Lock()
 
     # -- looking up ---------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Table:
 
     def reserve(self, wanted: spec.VmSpec) -> vm.Vm:
         """A new VM, waiting for its launch. Raises `VmExists`, `Overloaded`, `HypervisorUnavailable`."""
-        if not self._compared:
+        if not self.compared.is_set():
             raise errors.HypervisorUnavailable(reason="the VMs that run here are not known yet")
         now = time.time()
         condition = states.Condition(State.WAIT_FOR_LAUNCH, "created", now)
@@ -134,7 +134,7 @@ class Table:
                 agrees = seen is not None and vm.follow(known.state, seen.state, known.running_state()) == known.state
                 if not agrees and not self.observe(known):
                     gone(known)
-            self._compared = True
+            self.compared.set()
 
     def _adopt(self, domains: dict[str, hypervisor.DomainState], found: Callable[[vm.Vm], object]) -> None:
         foreign = {}

@@ -13,8 +13,8 @@ trace, and a late word about an old run never hides a newer one. Beside storage'
 import concurrent.futures
 from collections.abc import Iterable
 
-from vdsm import errors, logs, record
-from vdsm.virt import plans, vm
+from vdsm import errors, logs, record, storage
+from vdsm.virt import vm
 
 _log = logs.get("virt.vmrecord")
 WRITERS = 2
@@ -23,8 +23,8 @@ WRITERS = 2
 class VmRecords:
     """Writes go through storage and block with its deadline; those about ends happen in threads of their own."""
 
-    def __init__(self, storage: plans.Storage, host_name: str) -> None:
-        self._storage = storage
+    def __init__(self, service: storage.Storage, host_name: str) -> None:
+        self._storage = service
         self._host_name = host_name
         self._pool = concurrent.futures.ThreadPoolExecutor(WRITERS, thread_name_prefix="vm record")
 
