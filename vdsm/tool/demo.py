@@ -134,7 +134,7 @@ class Story:
 
     def repository(self) -> None:
         where = f"connectionParameters.path={self.stack.storage_dir}/main"
-        self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=1")
+        self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=2")
         self.call("Storage", "connectStorageRepository", "repoId=main", "repoFormat=localfs-1.0", where)
         self.joined("main")
         self.call("Storage", "listStorageRepositories", show="table:repoId,repoFormat,state,freeBytes")
