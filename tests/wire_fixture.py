@@ -101,6 +101,14 @@ class Served(World):
             yield peer
 
 
+def nonsense(size: int) -> Iterator[bytes]:
+    """So many bytes, in pieces: to make them at once would hold up every thread, the tested one too."""
+    piece = b"x" * (1 << 18)
+    for _ in range(size // len(piece)):
+        yield piece
+    yield piece[: size % len(piece)]
+
+
 def request(method: str, params: Any = None, ident: Any = 1) -> bytes:
     call = {"jsonrpc": "2.0", "method": method, "id": ident}
     return json.dumps(call if params is None else call | {"params": params}).encode()
@@ -129,33 +137,39 @@ class Peer:
         assert text is not None, "closed"
         return json.loads(text)
 
-    def exchange(self, text: bytes) -> bytes | None:
-        """What comes back for `text`; None when nothing does: two calls sent after it are answered first.
+    def exchange(self, text: bytes, answered: bool) -> bytes | None:
+        """Sends `text`; what comes back if it shall be `answered`, else None if indeed nothing does.
 
-        They are as odd as anything, so they take the longest way there is.
+        Nothing has come when two calls sent after it are answered first: they are odd, so they take the longest way.
         """
         self.send(text)
+        if answered:
+            return self.receive()
         for ident in ("first sentinel", "second sentinel"):
             self.send(request("Sample.echo", [0], ident))
-        answers = []
-        while not answers or b"second sentinel" not in answers[-1]:
-            answer = self.receive()
-            assert answer is not None, "closed"
-            answers.append(answer)
-        ours = [answer for answer in answers if b"sentinel" not in answer]
-        assert len(ours) <= 1, ours
-        return ours[0] if ours else None
+        answers = [self.receive(), self.receive()]
+        return next((answer for answer in answers if answer is None or b"sentinel" not in answer), None)
 
 
 class UnixPeer(Peer):
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
         self._file = self.socket.makefile("rb")
 
     def send(self, text: bytes) -> None:
         self.socket.sendall(text + b"\n")
+
+    def send_nonsense(self, size: int) -> None:
+        """One frame of so many bytes."""
+        for piece in nonsense(size):
+            self.socket.sendall(piece)
+        self.socket.sendall(b"\n")
 
     def receive(self) -> bytes | None:
         try:
@@ -185,23 +199,28 @@ class WebSocketPeer(Peer):
             pass
 
     @staticmethod
-    def frame(payload: bytes, opcode: int = TEXT, final: bool = True, masked: bool = True) -> bytes:
-        length = len(payload)
-        if length < 126:
-            sizes = bytes([length | 0x80 * masked])
-        elif length < 1 << 16:
-            sizes = bytes([126 | 0x80 * masked]) + length.to_bytes(2, "big")
-        else:
-            sizes = bytes([127 | 0x80 * masked]) + length.to_bytes(8, "big")
-        head = bytes([opcode | 0x80 * final]) + sizes
-        if not masked:
-            return head + payload
-        mask = os.urandom(4)
+    def frame(payload: bytes, opcode: int = TEXT, final: bool = True) -> bytes:
+        """A masked frame."""
+        mask, length = os.urandom(4), len(payload)
         key = int.from_bytes(mask * (length // 4 + 1), "little") & ((1 << 8 * length) - 1)
-        return head + mask + (int.from_bytes(payload, "little") ^ key).to_bytes(length, "little")
+        masked = (int.from_bytes(payload, "little") ^ key).to_bytes(length, "little")
+        return WebSocketPeer._head(opcode | 0x80 * final, length) + mask + masked
+
+    @staticmethod
+    def _head(first: int, length: int) -> bytes:
+        if length < 126:
+            return bytes([first, 0x80 | length])
+        mark, size = (126, 2) if length < 1 << 16 else (127, 8)
+        return bytes([first, 0x80 | mark]) + length.to_bytes(size, "big")
 
     def send(self, text: bytes) -> None:
         self.socket.sendall(self.frame(text))
+
+    def send_nonsense(self, size: int) -> None:
+        """One text message of so many bytes."""
+        self.socket.sendall(self._head(0x80 | self.TEXT, size) + bytes(4))
+        for piece in nonsense(size):
+            self.socket.sendall(piece)
 
     def receive_frame(self) -> tuple[int, bytes]:
         """(opcode, payload) of the next frame; (0, b"") at the end of the stream."""
@@ -231,7 +250,7 @@ class HttpPeer(Peer):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
 
     def post(self, body: bytes, **headers: str) -> http.client.HTTPResponse:
-        """The response, read. `body` goes with the head in one piece."""
+        """The response, read."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.ask("POST", "/jsonrpc", body, {"Content-Type": "application/json"} | named)
 
@@ -241,7 +260,7 @@ class HttpPeer(Peer):
         response.body = response.read()  # type: ignore[attr-defined]
         return response
 
-    def exchange(self, text: bytes) -> bytes | None:
+    def exchange(self, text: bytes, answered: bool = True) -> bytes | None:
         response = self.post(text)
         body: bytes = response.body  # type: ignore[attr-defined]
         assert (response.status, bool(body)) in ((200, True), (204, False)), response.status

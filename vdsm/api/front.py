@@ -3,13 +3,14 @@
 Clients repeat themselves, and aiohttp's machinery (parser, request, task, response) costs several times what a call
 costs. So, in the spirit of dispatch, the usual case goes a short way of our own and everything else through aiohttp:
 
-- A POST whose head is, byte for byte, one that aiohttp has parsed and `http` has accepted on this connection, and whose
-  body came whole in the same piece, is answered here: the same head means the same.
+- A POST whose head is, byte for byte, one that aiohttp has parsed and `http` has accepted on this connection, and that
+  came in one piece or two (many clients send head and body apart), is answered here: the same head means the same.
 - A WebSocket message that came as one whole, final, masked frame in one piece is answered here, as long as aiohttp has
   no message of this connection in hand.
 
-aiohttp's protocol is driven through the methods of `asyncio.Protocol` alone, and never sees what is answered here. A
-connection on which other pieces arrive than whole requests, or whole frames, is aiohttp's from then on.
+aiohttp's protocol is driven through the methods of `asyncio.Protocol` alone, and never sees what is answered here. Once
+it is not plain any more where a request or frame begins (pipelined requests, fragments), the connection is aiohttp's
+for good.
 """
 
 import asyncio
@@ -54,7 +55,9 @@ class Front(asyncio.Protocol):
         self._lost = lost
         self._heads: dict[bytes, int] = {}  # accepted heads, with the length of the body each announces
         self._idle = True  # aiohttp has no request in hand
-        self._piece: tuple[bytes, int] | None = None  # head and body length of what aiohttp was given whole
+        self._head = b""  # of the request that it has
+        self._given = 0  # bytes that it was given behind that head
+        self._part = b""  # a known head whose body is still coming
         self._blocked = False  # the peer does not read
         self.running: asyncio.Future[dispatch.Answer] | None = None  # a POST answered here that takes its time
         self._held = b""  # what came meanwhile
@@ -64,19 +67,16 @@ class Front(asyncio.Protocol):
 
     def accepted(self, request: web.BaseRequest) -> None:
         """aiohttp parsed this POST, and it was answered like any other: so may the next with the same head be."""
-        if self._piece is None:
-            return
-        head, length = self._piece
-        whole = head.endswith(_HEAD_END) and request.content_length == length
+        whole = self._head.endswith(_HEAD_END) and request.content_length == self._given
         plain = hdrs.EXPECT not in request.headers and hdrs.TRANSFER_ENCODING not in request.headers
         if whole and plain and request.version == HttpVersion11 and request.keep_alive:
             if len(self._heads) < _HEADS:
-                self._heads[head] = length
+                self._heads[self._head] = self._given
             self._idle = True
 
     def upgraded(self, connection: websocket.WebSocketConnection) -> None:
         """The connection is a WebSocket now."""
-        if self._piece is not None and self._piece[1] == 0:
+        if self._head.endswith(_HEAD_END) and self._given == 0:
             self._websocket = connection
 
     # -- the event loop's calls
@@ -96,7 +96,7 @@ class Front(asyncio.Protocol):
         elif self._idle:
             self._request_received(data)
         else:
-            self._piece = None
+            self._given += len(data)
             self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -118,11 +118,17 @@ class Front(asyncio.Protocol):
     # -- POST
 
     def _request_received(self, data: bytes) -> None:
+        part, self._part = self._part, b""
+        if part:
+            data = part + data
         end = data.find(_HEAD_END) + len(_HEAD_END)
-        head, length = data[:end], len(data) - end
-        if self._heads.get(head) != length or self._blocked:
-            self._idle = False
-            self._piece = head, length
+        head, got = data[:end], len(data) - end
+        length = self._heads.get(head, -1)
+        if got < length and not part:
+            self._part = data
+            return
+        if got != length or self._blocked:
+            self._idle, self._head, self._given = False, head, got
             self._inner.data_received(data)
             return
         answer = self._answer(data[end:], self.caller)
