@@ -104,9 +104,9 @@ class Session:
         """All of `leases` or none, within `wait_s`.
 
         Collisions, and storage that is too slow for sanlock, are retried with jitter. A lease that somebody holds is
-        refused at once with `LeaseHeld`, naming the holder; `patient` waits for it until the deadline instead (record
-        leases, which are held for milliseconds). Raises `LeaseNotReady` when this host is not in the lockspace,
-        `LeaseFailed` for anything else.
+        refused at once with `LeaseHeld`, naming the holder, unless that process has died and the lease is on its way;
+        `patient` waits for any holder until the deadline (record leases, which are held for milliseconds). Raises
+        `LeaseNotReady` when this host is not in the lockspace, `LeaseFailed` for anything else.
         """
         wanted = ordered(leases)
         deadline = time.monotonic() + wait_s
@@ -115,7 +115,7 @@ class Session:
             refused, error = self._try(wanted)
             if refused is None:
                 return
-            passing = error.errno in AGAIN | SLOW or (patient and _is_held(error.errno))
+            passing = error.errno in AGAIN | SLOW or (patient and _is_held(error.errno)) or _is_going(refused, error)
             if not passing or time.monotonic() + pause_s > deadline:
                 _refuse(refused, error)
             time.sleep(random.uniform(0.5, 1.0) * pause_s)
@@ -364,6 +364,20 @@ def _could_succeed(lease: Lease) -> bool:
 
 def _is_held(errno: int) -> bool:
     return errno == HELD_HERE or errno in HELD_ELSEWHERE
+
+
+def _is_going(lease: Lease, error: Any) -> bool:
+    """Whether no process of this host lives that could hold it: its holder died, and sanlock is writing that down, or
+    a tool that inherited the descriptor is about to die too."""
+    return error.errno == HELD_HERE and not any(_lives(pid) for pid in local_pids(lease))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as source:  # noqa: PTH123 (pathlib costs QEMU's launcher start-up)
+            return source.read().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
 
 
 def _refuse(lease: Lease, error: Any) -> NoReturn:
