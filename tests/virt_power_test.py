@@ -3,6 +3,8 @@
 import concurrent.futures
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import orjson
@@ -10,7 +12,7 @@ import pytest
 
 from tests import virt_ground
 from tests.until import running, until
-from vdsm import errors, leases
+from vdsm import errors, hypervisor, leases
 from vdsm.virt import qemu
 from vdsm.virt.states import ExitReason
 
@@ -251,6 +253,25 @@ def test_one_qemu_that_hangs_ages_alone(host: virt_ground.Host) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     until(lambda: not [call for call in host.machines._sampler._calls if call.is_alive()], 20)
+
+
+def test_one_qemu_that_hangs_delays_no_other_call(host: virt_ground.Host) -> None:
+    """On one connection for all, some answers came only with the next keepalive message (decision 10)."""
+    stuck, fine = host.started(), host.started()
+    pid, slowest = qemu.find(stuck) or 0, 0.0
+    os.kill(pid, signal.SIGSTOP)
+    hanging = threading.Thread(target=lambda: host.libvirt.stats(hypervisor.ALL_GROUPS))
+    hanging.start()
+    try:
+        end = time.monotonic() + 3
+        while (before := time.monotonic()) < end:
+            host.libvirt.state(fine)
+            slowest = max(slowest, time.monotonic() - before)
+        assert hanging.is_alive()
+        assert slowest < 2
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        hanging.join(20)
 
 
 def _sampled_at(host: virt_ground.Host, vm_id: str) -> float:

@@ -104,6 +104,23 @@ def test_a_launch_that_the_agent_did_not_finish_is_finished(host: virt_ground.Ho
     assert host.info(vm_id)["status"] == "Up"
 
 
+def test_a_launch_in_which_the_agent_stops_is_finished_by_the_next(host: virt_ground.Host) -> None:
+    """A restart for an update must not cost the VM that is just being started."""
+    vm_id, disk = ids.new(), host.storage.add_disk()
+
+    def stop_now() -> None:
+        host.storage.before.clear()
+        host.stop()
+
+    host.storage.before["finish_vm"] = stop_now
+    host.create(vm_id=vm_id, disks=host.disks(disk))
+    until(lambda: not host.libvirt.connected, 20)
+    pid = qemu.find(vm_id)
+    host.start()
+    assert host.wait(vm_id, "Up")["pid"] == pid
+    assert pid is not None
+
+
 def test_a_launch_that_lost_its_leases_is_not_finished(host: virt_ground.Host) -> None:
     vm_id, disk = ids.new(), host.storage.add_disk()
     with killed_agent(host, "set_metadata", "set_metadata", vm_id=vm_id, disks=host.disks(disk)):

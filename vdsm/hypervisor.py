@@ -2,9 +2,8 @@
 
 A connection for events is kept by a thread of its own: when libvirtd goes away, calls fail with
 `HypervisorUnavailable` until it is back, and the VMs run on. Calls have connections of their own, one call at a time on
-each: while one call waits long on a connection that also listens to events, libvirt 9.0 delivers the answers of others
-only with the next keepalive message (seen: 5 s instead of 0.3 ms, every few thousand calls). Keepalive messages end
-calls to a libvirtd that hangs. libvirt's event loop runs in one thread for the whole process.
+each (decision 10). Keepalive messages end calls to a libvirtd that hangs; only a connection that is just being opened
+waits for it without a limit. libvirt's event loop runs in one thread for the whole process.
 
 Calls may come from any thread; they block while libvirt works. Beside `HypervisorUnavailable` they raise `NoSuchVm`
 when there is no such domain and `HypervisorFailed` with libvirt's words for everything else. Domains are named by
@@ -79,6 +78,7 @@ _LIFECYCLE = {
     getattr(libvirt, f"VIR_DOMAIN_EVENT_{kind.upper()}"): (kind, _constants(f"VIR_DOMAIN_EVENT_{kind.upper()}_"))
     for kind in _KINDS
 }
+_CLOSED = _constants("VIR_CONNECT_CLOSE_REASON_")
 _AGENT = _constants("VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_")
 _STATES = {
     getattr(libvirt, f"VIR_DOMAIN_{state.upper()}"): state
@@ -188,8 +188,7 @@ class Hypervisor:
 
     def _open(self) -> None:
         conn = self._connect()
-        closed = "libvirtd closed the connection"
-        _if_supported(lambda: conn.registerCloseCallback(lambda conn, *_: self._lost(conn, closed), None))
+        _if_supported(lambda: conn.registerCloseCallback(self._closed, None))
         listen = conn.domainEventRegisterAny
         listen(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
         _if_supported(lambda: listen(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._rebooted, None))
@@ -202,6 +201,9 @@ class Hypervisor:
         conn = libvirt.open(self._uri)
         _if_supported(lambda: conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT))
         return conn
+
+    def _closed(self, conn: Any, reason: int, _: Any) -> None:
+        self._lost(conn, f"the connection was closed ({_CLOSED.get(reason, reason)})")
 
     def _lost(self, conn: Any, reason: str) -> None:
         """Forgets `conn` if it is the present one; the keeper connects again."""
