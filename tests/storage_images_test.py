@@ -126,9 +126,35 @@ def test_missing_images(service: Service) -> None:
         service.storage.set_image_user_data("main", missing, {})
 
 
-def test_unknown_options_are_refused(service: Service) -> None:
+@pytest.mark.parametrize(
+    "options", [{"colour": "red"}, {"strategy": "luck"}, {"image_id": "../main"}, {"job_id": "x"}], ids=str
+)
+def test_wrong_options_are_refused(service: Service, shelf: Shelf, options: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidParameters):
-        service.storage.create_virtual_disk("main", MIB, options={"colour": "red"})
+        service.storage.create_virtual_disk("main", MIB, options=options)
+    assert shelf.files() == set()
+
+
+@pytest.mark.parametrize("bad", ["../repository", "..", "", "6d0fb0a1", "/etc/passwd", "a" * 5000])
+def test_ids_do_not_lead_out_of_the_repository(service: Service, shelf: Shelf, bad: str) -> None:
+    """They become names of files."""
+    door = service.storage
+    for act in (
+        *(lambda: door.get_image("main", bad), lambda: door.get_image_status("main", bad)),
+        *(lambda: door.remove_image("main", bad), lambda: door.copy_image("other", bad)),
+        *(lambda: door.set_image_user_data("main", bad, {}), lambda: door.create_snapshot("main", bad)),
+        *(lambda: door.create_virtual_disk("main", MIB, bad), lambda: door.plan_disk(bad, None, True)),
+        *(lambda: door.read_vm("main", bad), lambda: door.ensure_vm("main", bad, {}), lambda: shelf.repo.slot(bad)),
+        lambda: shelf.repo.data_path(bad),
+    ):
+        with pytest.raises(errors.InvalidParameters):
+            act()
+    assert shelf.files() == set()
+
+
+def test_ids_are_the_same_in_capitals(service: Service, shelf: Shelf) -> None:
+    disk = shelf.disk()
+    assert service.storage.get_image("main", disk.upper())["image_id"] == disk
 
 
 # -- events ----------------------------------------------------------------------------------------------------------

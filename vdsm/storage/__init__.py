@@ -12,7 +12,7 @@ from typing import Any
 
 from supervdsm import client as helper_client
 from supervdsm import contract
-from vdsm import config, errors, events, forkserver, record
+from vdsm import config, errors, events, forkserver, ids, record
 from vdsm.jobs import job, registry
 from vdsm.storage import (
     connected,
@@ -146,8 +146,8 @@ class Storage:
         options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A new disk, complete: {image_id, job_id: None}. `size` is in bytes, rounded up to 4096; 0: the base's."""
-        given = _options(options)
-        return self._images.create_virtual_disk(target_repo_id, size, base_snapshot_id, user_data or {}, given)
+        base = None if base_snapshot_id is None else ids.check_uuid(base_snapshot_id, "baseSnapshotId")
+        return self._images.create_virtual_disk(target_repo_id, size, base, user_data or {}, _options(options))
 
     def create_snapshot(
         self,
@@ -157,25 +157,26 @@ class Storage:
         options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A snapshot of a disk that no VM runs on, complete: {image_id, job_id: None}."""
-        return self._images.create_snapshot(target_repo_id, base_virtual_disk_id, user_data or {}, _options(options))
+        disk_id = ids.check_uuid(base_virtual_disk_id, "baseVirtualDiskId")
+        return self._images.create_snapshot(target_repo_id, disk_id, user_data or {}, _options(options))
 
     def copy_image(
         self, target_repo_id: str, image_id: str, user_data: Any = None, options: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """A whole copy: {image_id, job_id}; job_id None when the snapshot is there already. A snapshot keeps its id."""
-        return self._images.copy(target_repo_id, image_id, user_data or {}, _options(options))
+        return self._images.copy(target_repo_id, _id(image_id), user_data or {}, _options(options))
 
     def remove_image(self, repository_id: str, image_id: str, options: dict[str, Any] | None = None) -> None:
         """The id is gone at return; what other images are based on stays with them."""
-        self._images.remove(repository_id, image_id, _options(options))
+        self._images.remove(repository_id, _id(image_id), _options(options))
 
     def get_image_status(self, repository_id: str, image_id: str) -> dict[str, Any]:
         """{image_id, status, generation, host_id, stage "X/Y", percent_complete, last_error, work}."""
-        return self._images.status(repository_id, image_id)
+        return self._images.status(repository_id, _id(image_id))
 
     def get_image(self, repository_id: str, image_id: str) -> dict[str, Any]:
         """{image_id, repo_id, kind, status, size, stored_size, generation, user_data, created}; sizes in bytes."""
-        return self._images.get(repository_id, image_id)
+        return self._images.get(repository_id, _id(image_id))
 
     def list_images(self, repository_id: str) -> list[dict[str, Any]]:
         """All images that are not deleted, as `get_image`, in the order in which they were made."""
@@ -185,13 +186,13 @@ class Storage:
         self, repository_id: str, image_id: str, user_data: Any, options: dict[str, Any] | None = None
     ) -> None:
         """Replaces the image's userData; also while a VM runs on it."""
-        self._images.set_user_data(repository_id, image_id, user_data, _options(options))
+        self._images.set_user_data(repository_id, _id(image_id), user_data, _options(options))
 
     # -- for VMs -----------------------------------------------------------------------------------------------------
 
     def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> DiskPlan:
         """See `images.Images.plan_disk`; without `repo_id` the image is looked for in all repositories."""
-        return self._images.plan_disk(image_id, repo_id, writable=writable)
+        return self._images.plan_disk(_id(image_id), repo_id, writable=writable)
 
     def plan_copy(self, image_id: str, repo_id: str) -> CopyPlan:
         """See `images.Images.plan_copy`."""
@@ -253,11 +254,21 @@ class Storage:
         self._connections.write(repo_id, "unclaim_vm", {"vm_id": vm_id, "job_id": job_id})
 
 
+def _id(image_id: str) -> str:
+    """Ids become names of files: nothing but a UUID goes further."""
+    return ids.check_uuid(image_id, "imageId")
+
+
 def _options(given: dict[str, Any] | None) -> images.Options:
-    given = given or {}
-    for name in given.keys() - images.OPTIONS.keys():
+    asked = {**images.OPTIONS, **(given or {})}
+    for name in asked.keys() - images.OPTIONS.keys():
         raise errors.InvalidParameters(parameter=f"options.{name}", reason="unknown")
-    return {**images.OPTIONS, **given}
+    for name, wire in (("image_id", "options.imageId"), ("job_id", "options.jobId")):
+        if asked[name] is not None:
+            asked[name] = ids.check_uuid(asked[name], wire)
+    if asked["strategy"] not in images.STRATEGIES:
+        raise errors.InvalidParameters(parameter="options.strategy", reason="must be space or performance")
+    return asked
 
 
 def _io_timeout(options: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ OPTIONS: Options = {
     **{"image_id": None, "job_id": None, "generation": None, "strategy": models.SPACE},
     **{"participating_repositories": None, "image_hints": {}},
 }
+STRATEGIES = (models.SPACE, models.PERFORMANCE)
 
 
 class Images:

@@ -41,12 +41,18 @@ class FileLayout(repository.Repository):
         return self._header_slot(f"{self.place}/{_HEADER}").record_lease()
 
     def slot(self, image_id: str) -> record.Slot:
-        return record.Slot(self.name, image_id, f"{self.place}/images/{image_id}", 0)
+        return self._slot("images", image_id)
 
     def vm_slot(self, vm_id: str) -> record.Slot:
-        return record.Slot(self.name, vm_id, f"{self.place}/vms/{vm_id}", 0)
+        return self._slot("vms", vm_id)
+
+    def _slot(self, directory: str, name: str) -> record.Slot:
+        """Ids come from callers, names of data from records that any host may have written: none leads elsewhere."""
+        return record.Slot(self.name, name, f"{self.place}/{directory}/{ids.check_uuid(name, 'id')}", 0)
 
     def data_path(self, name: str) -> str:
+        if not _DATA_NAME.fullmatch(name):
+            raise errors.InvalidParameters(parameter="data", reason="not a name of data")
         return f"{self.place}/data/{name}"
 
     def _header_slot(self, path: str) -> record.Slot:
