@@ -96,6 +96,11 @@ class Notifier:
         for caller in list(self._subscriptions):
             self.forget(caller)
 
+    @property
+    def subscribers(self) -> int:
+        """How many connections are subscribed."""
+        return len(self._subscriptions)
+
     def forget(self, caller: callers.Caller) -> bool:
         """Ends the subscription of a caller, if it has one: whether it had."""
         subscription = self._subscriptions.pop(caller, None)
