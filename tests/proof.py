@@ -1,0 +1,38 @@
+"""What a long run of a torture test leaves: `docs/proofs/NAME.md` with commit, seed, counts and time."""
+
+import contextlib
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seed() -> int:
+    """SEED of the environment, to repeat a run; a fresh one otherwise."""
+    return int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+
+
+@contextlib.contextmanager
+def writing(name: str, used_seed: int) -> Iterator[dict[str, object]]:
+    """Writes the proof of what the block has put into the dictionary; nothing when the block fails."""
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    told: dict[str, object] = {}
+    started, day = time.monotonic(), time.strftime("%Y-%m-%d")
+    yield told
+    facts = {"commit": commit, "day": day, "seed": used_seed, "seconds": round(time.monotonic() - started), **told}
+    lines = [
+        f"# {name}",
+        "",
+        "| what | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+    ]
+    place = ROOT / "docs" / "proofs" / f"{name}.md"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("\n".join([*lines, ""]))
