@@ -53,7 +53,7 @@ def answers(path: Path) -> bool:
     return False
 
 
-_links = tempfile.TemporaryDirectory(prefix="vdsm-sanlock-link-")
+_links: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def use(run_dir: Path) -> None:
@@ -62,10 +62,11 @@ def use(run_dir: Path) -> None:
     sanlock's library looks at SANLOCK_RUN_DIR once in the life of a process. So what it finds there is always the same
     link, which leads to the daemon that the running test module uses. Child processes start with the true path.
     """
-    link, fresh = Path(_links.name, "run"), Path(_links.name, "fresh")
-    if not link.is_symlink():
-        os.environ["SANLOCK_RUN_DIR"] = str(link)
+    if not _links:
+        _links.append(tempfile.TemporaryDirectory(prefix="vdsm-sanlock-link-"))
+        os.environ["SANLOCK_RUN_DIR"] = f"{_links[0].name}/run"
         assert leases.hosts("nothing") == {}  # makes the library look
+    link, fresh = Path(_links[0].name, "run"), Path(_links[0].name, "fresh")
     fresh.symlink_to(run_dir)
     fresh.rename(link)
     os.environ["SANLOCK_RUN_DIR"] = str(run_dir)
