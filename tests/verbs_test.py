@@ -145,6 +145,8 @@ def test_a_vm_lives(client: transport.Client, repo: str, images: conftest.Images
         machines.create(vmId=vm_id, name="verbs", disks=[{"imageId": disk, "repoId": repo}])
         machines.wait(vm_id, "Up")
         assert client.call("Host.getVMList") == [vm_id]
+        (listed,) = client.call("Host.getVMList", {"onlyUUID": "false"})
+        assert (listed["vmId"], listed["foreign"], listed["spec"]["vmId"]) == (vm_id, False, vm_id)
         assert client.call("VM.pause", here)["status"] == "Paused"
         assert client.call("VM.getStats", here)[0]["status"] == "Paused"
         assert client.call("VM.cont", here)["status"] == "Up"

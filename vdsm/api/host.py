@@ -6,7 +6,7 @@ import orjson
 import pydantic
 
 from vdsm import errors, virt
-from vdsm.api import verb
+from vdsm.api import verb, vm
 from vdsm.host import capabilities
 
 
@@ -37,11 +37,11 @@ class Host:
         return params.message
 
     @verb.verb(role="monitor", blocking=False)
-    def getVMList(self, params: VmListParams) -> list[Any]:
+    def getVMList(self, params: VmListParams) -> list[str | vm.VmInfo | vm.ForeignVm]:
         """VMs of this host: their ids, or with onlyUUID=false what VM.getInfo tells of each."""
         wanted = {vm_id.lower() for vm_id in params.vm_list}
         found = [info for info in self._machines.list() if not wanted or info["vm_id"] in wanted]
-        return [info["vm_id"] for info in found] if params.only_uuid else found
+        return [info["vm_id"] if params.only_uuid else vm.shown(info) for info in found]
 
     @verb.verb(role="monitor", blocking=False, result=list[dict[str, Any]])
     def getAllVmStats(self) -> orjson.Fragment:

@@ -227,6 +227,20 @@ class Vm:
         )
 
 
+class ForeignVm(verb.Result):
+    """A domain that this agent did not make."""
+
+    vm_id: str
+    name: str
+    status: str
+    foreign: Literal[True]
+
+
+def shown(found: dict[str, Any]) -> VmInfo | ForeignVm:
+    """Any VM of this host, ours or not."""
+    return ForeignVm(**found) if found["foreign"] else _info(found)
+
+
 def _info(found: dict[str, Any]) -> VmInfo:
     return VmInfo(**{**found, "spec": _wire_spec(found["spec"])})
 
