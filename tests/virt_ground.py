@@ -14,11 +14,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sanlock
 
+from tests import sanlock_fixture
 from tests.slot_storage import SlotStorage
 from tests.until import until
 from vdsm import config, events, hypervisor, ids, leases, standalone, virt
@@ -175,8 +177,8 @@ def ground() -> Iterator[Ground]:
     with contextlib.ExitStack() as undo:
         if not _shared:
             stack = undo.enter_context(standalone.Stack(agent=False))
-            patch = undo.enter_context(pytest.MonkeyPatch.context())
-            patch.setenv("SANLOCK_RUN_DIR", stack.settings.sanlock.run_dir)  # how sanlock's library finds the daemon
+            sanlock_fixture.use(Path(stack.settings.sanlock.run_dir))
             _shared.append(Ground(stack))
             undo.callback(_shared[0].storage.leave)
+        sanlock_fixture.use(Path(_shared[0].settings.sanlock.run_dir))  # other modules have daemons of their own
         yield _shared[0]
