@@ -54,7 +54,7 @@ def connect_repository(stack: standalone.Stack, repo_id: str) -> str:
     with transport.connect(str(stack.socket_path)) as client:
         client.call(
             "Storage.formatStorageRepository",
-            {"repoFormat": "localfs-1.0", "connectionParameters": parameters, "options": {"ioTimeout": 1}},
+            {"repoFormat": "localfs-1.0", "connectionParameters": parameters, "options": {"ioTimeout": 2}},
         )
         client.call(
             "Storage.connectStorageRepository",

@@ -28,9 +28,7 @@ class Options(verb.Params):
 
 
 class FormatOptions(verb.Params):
-    io_timeout: int = pydantic.Field(
-        10, description="sanlock's, seconds; a lost host is dead after 8 and a minute"
-    )
+    io_timeout: int = pydantic.Field(10, description="sanlock's, seconds; a lost host is dead after 8 and a minute")
 
 
 class FormatParams(verb.Params):
@@ -124,6 +122,24 @@ class Image(verb.Result):
     created: int = pydantic.Field(description="seconds since 1970")
 
 
+class Work(verb.Result):
+    """What was done to an image last, as its record says; any host may have written it."""
+
+    job_id: str | None = pydantic.Field(description="null: done within a call")
+    kind: str
+    host_id: int = pydantic.Field(alias="hostID")
+    state: str = pydantic.Field(description="queued, running, committing, done, failed, aborted or interrupted")
+    stage: int | None
+    stages: int | None
+    stage_name: str | None
+    percent: int | None
+    error: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, work: dict[str, Any] | None) -> "Work | None":
+        return None if work is None else cls(**{name: work[name] for name in cls.model_fields})
+
+
 class ImageStatus(verb.Result):
     """How an image is, and how far the work on it got, as last written to storage."""
 
@@ -134,7 +150,7 @@ class ImageStatus(verb.Result):
     stage: str | None = pydantic.Field(description="X/Y")
     percent_complete: int = pydantic.Field(alias="percent_complete", description="0 to 100 of the stage; -1: not known")
     last_error: str | None = pydantic.Field(alias="last_error", description="why the last work ended without a result")
-    work: dict[str, Any] | None = pydantic.Field(description="the last work: jobId, kind, state, ...")
+    work: Work | None = pydantic.Field(description="the last work; null: none yet")
 
 
 class Storage:
@@ -268,9 +284,8 @@ class Storage:
     @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)
     def getImageStatus(self, params: ImageParams) -> ImageStatus:
         """How an image is, from its record: any host may ask, at any time."""
-        return ImageStatus(
-            **self._storage.get_image_status(repository_id=params.repository_id, image_id=params.image_id)
-        )
+        found = self._storage.get_image_status(repository_id=params.repository_id, image_id=params.image_id)
+        return ImageStatus(**{**found, "work": Work.of(found["work"])})
 
     @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)
     def getImage(self, params: ImageParams) -> Image:
