@@ -37,9 +37,7 @@ def rows(rounds: int) -> list[table.Row]:
     ]
 
 
-def _row(
-    what: str, against: str, ours: tuple[float, ...], theirs: tuple[float, ...], goal: float | None
-) -> table.Row:
+def _row(what: str, against: str, ours: tuple[float, ...], theirs: tuple[float, ...], goal: float | None) -> table.Row:
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     figures = f"{statistics.median(ours):.2f} s / {statistics.median(theirs):.2f} s"
     return table.Row(what, against, ratios, goal, figures)

@@ -31,9 +31,7 @@ def rows(rounds: int) -> list[table.Row]:
 
 
 class _Bench:
-    def __init__(
-        self, storage: sanlock_fixture.Storage, session: leases.Session, host: jobs_fixture.Host
-    ) -> None:
+    def __init__(self, storage: sanlock_fixture.Storage, session: leases.Session, host: jobs_fixture.Host) -> None:
         self._session = session
         self._host = host
         self._slot = storage.slot(ids.new())

@@ -304,7 +304,9 @@ def test_hosts_and_ports(rest: str, place: tuple[str, int]) -> None:
     assert transport._host_and_port(rest) == place
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:54321", "https://h", "unix:", "http://", "http://h:x", "ws://h/y"])
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:54321", "https://h", "unix:", "http://", "http://h:x", "ws://h/y"]
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ValueError, match=r"no address|no HOST:PORT"):
         transport.connect(address)

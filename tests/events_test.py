@@ -47,9 +47,7 @@ def test_an_empty_log_has_no_gap() -> None:
 def test_subscribers_get_each_event_in_the_order_of_its_number() -> None:
     log, seen = events.EventLog(), []
     unsubscribe = log.subscribe(lambda event: seen.append(event.sequence))
-    threads = [
-        threading.Thread(target=lambda: [log.publish("job", "j", {}) for _ in range(200)]) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [log.publish("job", "j", {}) for _ in range(200)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -162,9 +162,7 @@ def test_the_example_of_the_documentation(
     assert record.read(slot)["exported"] == [str(tmp_path / "target")]
 
 
-def test_data_that_cannot_be_made_durable_is_not_called_done(
-    storage: sanlock_fixture.Storage, tmp_path: Path
-) -> None:
+def test_data_that_cannot_be_made_durable_is_not_called_done(storage: sanlock_fixture.Storage, tmp_path: Path) -> None:
     """Trap 27: qemu-img may be content while the disk is not. The first fsync of the worker fails."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: apt install strace")

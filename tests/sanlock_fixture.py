@@ -1,6 +1,6 @@
 """A private sanlock daemon with one joined lockspace. A test module that wants it says
 
-    storage = sanlock_fixture.storage
+storage = sanlock_fixture.storage
 """
 
 import contextlib

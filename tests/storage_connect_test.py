@@ -242,9 +242,7 @@ def test_formatting_prepares_the_directory_through_the_root_helper(
     with supervdsm_process.running() as helper:
         settings = config.Config(host=service.settings.host, storage=config.Storage(localfs_dirs=(str(helper.data),)))
         jobs = registry.Registry(pool.Pool(service.server), service.events)
-        agent = storage.Storage(
-            settings, service.events, service.server, jobs, supervdsm.client.Helper(helper.socket)
-        )
+        agent = storage.Storage(settings, service.events, service.server, jobs, supervdsm.client.Helper(helper.socket))
         place = helper.data / "new"
         made = agent.format_storage_repository(LOCAL, {"path": str(place)}, {"ioTimeout": 1})
         assert made["io_timeout_s"] == 1 and (place / "repository").exists()
@@ -259,5 +257,3 @@ def test_formatting_prepares_the_directory_through_the_root_helper(
 def test_formatting_without_the_root_helper_says_so(service: Service, world: storage_fixture.World) -> None:
     with pytest.raises(errors.HelperUnavailable):
         service.storage.format_storage_repository(LOCAL, {"path": str(world.directory / "x")})
-
-

@@ -108,9 +108,7 @@ def test_raw_data_that_looks_like_an_image_is_copied_as_it_is(
     assert on(shelf, world).data(copy["image_id"]).read_bytes() == shelf.data(disk).read_bytes()
 
 
-def test_snapshot_keeps_its_id_and_is_copied_once(
-    service: Service, shelf: Shelf, world: storage_fixture.World
-) -> None:
+def test_snapshot_keeps_its_id_and_is_copied_once(service: Service, shelf: Shelf, world: storage_fixture.World) -> None:
     snapshot = shelf.snapshot(shelf.disk())
     first = service.storage.copy_image("other", snapshot)
     assert first["image_id"] == snapshot
@@ -285,9 +283,7 @@ def test_killed_worker_leaves_a_broken_target_that_can_be_removed(
     assert on(shelf, world).files() == set()
 
 
-def test_failed_copy_says_why_in_its_record(
-    service: Service, shelf: Shelf, world: storage_fixture.World
-) -> None:
+def test_failed_copy_says_why_in_its_record(service: Service, shelf: Shelf, world: storage_fixture.World) -> None:
     """The source's data is gone: nothing that a request could have seen from its record."""
     disk = shelf.disk()
     shelf.data(disk).unlink()
@@ -382,9 +378,7 @@ def file(world: storage_fixture.World) -> Path:
 
 @pytest.mark.parametrize("strategy", ["space", "performance"])
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_file_is_imported(
-    service: Service, shelf: Shelf, file: Path, kind: str, strategy: str
-) -> None:
+def test_file_is_imported(service: Service, shelf: Shelf, file: Path, kind: str, strategy: str) -> None:
     raw = file.with_suffix(".raw")
     raw.write_bytes(b"head" + bytes(3 * MIB) + os.urandom(MIB - 4))
     subprocess.run(["qemu-img", "convert", "-O", kind, raw, file], check=True)
@@ -431,9 +425,7 @@ def test_dangerous_files_are_refused_at_once(
     assert shelf.files() == set()
 
 
-def test_file_that_changed_since_the_request_is_refused_by_the_job(
-    service: Service, shelf: Shelf, file: Path
-) -> None:
+def test_file_that_changed_since_the_request_is_refused_by_the_job(service: Service, shelf: Shelf, file: Path) -> None:
     file.write_bytes(bytes(MIB))
     options = {"image_id": ids.new(), "job_id": ids.new()}
     argument = {"path": str(file), "format": "raw", "allowed_dirs": [str(file.parent)]}

@@ -56,9 +56,7 @@ def test_child_answers_again_and_again(make: Any) -> None:
 def test_calls_run_side_by_side_up_to_the_places(make: Any) -> None:
     children = make(places=2)
     answers: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(call(children, "sleep", seconds=0.3))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: answers.append(call(children, "sleep", seconds=0.3))) for _ in range(4)]
     began = time.monotonic()
     for thread in threads:
         thread.start()

@@ -30,7 +30,7 @@ SAMPLE_PAYLOAD = (
     b'6d0fb0a1-6c22-4a5e-9a0f-3b6a1d0c7e11","kind":"disk","size_bytes":1073741824,"status":"optimized","strategy":"space"'
     b',"user_data":{"name":"gr\xc3\xb6\xc3\x9fe"},"version":3,"work":null,"writer":{"boot_id":"b","host_id":7}}'
 )
-SAMPLE_HEAD = bytes.fromhex("5644534d52454331" "0300000000000000" "b4010000" "00000000")
+SAMPLE_HEAD = bytes.fromhex("5644534d524543310300000000000000b401000000000000")
 SAMPLE_SHA256 = bytes.fromhex("e1354dea703e3f4647dfdc60c31046eb2f5c0c5e9c70893168d44bfb75bc01bb")
 
 

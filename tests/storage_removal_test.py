@@ -175,9 +175,7 @@ def test_dependent_that_is_being_made_keeps_its_base(shelf: Shelf) -> None:
     assert shelf.remove(snapshot) == [snapshot]
 
 
-def test_base_is_held_until_the_dependents_record_is_there(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_base_is_held_until_the_dependents_record_is_there(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = shelf.snapshot(shelf.disk())
     seen: list[object] = []
     real = record.create

@@ -85,26 +85,18 @@ class JobOptions(verb.Params):
 
 
 class SysprepParams(VmParams):
-    lease_repo_id: str | None = pydantic.Field(
-        None, description=_LEASE_REPO
-    )
+    lease_repo_id: str | None = pydantic.Field(None, description=_LEASE_REPO)
     options: JobOptions = JobOptions()
 
 
 class TemplateOptions(JobOptions):
-    image_ids: dict[str, str] = pydantic.Field(
-        {}, description="{disk: id of its template}; made up if not given"
-    )
+    image_ids: dict[str, str] = pydantic.Field({}, description="{disk: id of its template}; made up if not given")
     strategy: Literal["space", "performance"] = "space"
 
 
 class TemplateParams(VmParams):
-    target_repo_id: str | None = pydantic.Field(
-        None, description="where it is made; the VM's repository if not given"
-    )
-    lease_repo_id: str | None = pydantic.Field(
-        None, description=_LEASE_REPO
-    )
+    target_repo_id: str | None = pydantic.Field(None, description="where it is made; the VM's repository if not given")
+    lease_repo_id: str | None = pydantic.Field(None, description=_LEASE_REPO)
     user_data: dict[str, Any] = pydantic.Field({}, description="stored with each image of the template")
     options: TemplateOptions = TemplateOptions()
 

@@ -1,9 +1,9 @@
 """The command line: options, `Namespace verb`, and parameters as `name=value`.
 
-    name=text           a string; the agent takes strings for numbers and booleans
-    name={...} [...]    JSON; also "..." for a string that begins with one of { [ " @
-    name=@FILE          the file's text, by the same rule; @- reads standard input
-    a.b=value           a member of an object: {"a": {"b": "value"}}
+name=text           a string; the agent takes strings for numbers and booleans
+name={...} [...]    JSON; also "..." for a string that begins with one of { [ " @
+name=@FILE          the file's text, by the same rule; @- reads standard input
+a.b=value           a member of an object: {"a": {"b": "value"}}
 """
 
 from __future__ import annotations

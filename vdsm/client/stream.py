@@ -91,4 +91,3 @@ def _not_connected(place: str, error: Exception) -> failures.ClientError:
 
 def reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-

@@ -99,9 +99,7 @@ class Context:
         `DeadlinePassed`, `Aborted`.
         """
         fds = [*self._ledger.fds, self._channel.liveness_fd]
-        running = self._fate.start(
-            lambda: programs.start(argv, on_line=on_line, env=env, pass_fds=fds, limits=limits)
-        )
+        running = self._fate.start(lambda: programs.start(argv, on_line=on_line, env=env, pass_fds=fds, limits=limits))
         try:
             completed = running.wait(timeout_s)
         finally:

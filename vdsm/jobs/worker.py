@@ -115,9 +115,7 @@ _Ended = tuple[str, dict[str, Any] | None]
 class _Work:
     """The steps above, for one body."""
 
-    def __init__(
-        self, body: Body, ctx: Context, course: fate.Fate, books: ledger.Ledger, lease_wait_s: float
-    ) -> None:
+    def __init__(self, body: Body, ctx: Context, course: fate.Fate, books: ledger.Ledger, lease_wait_s: float) -> None:
         self._body = body
         self._ctx = ctx
         self._fate = course
