@@ -331,6 +331,20 @@ def test_a_pool_begins_work_in_order() -> None:
     pool.close()
 
 
+def test_a_pool_outlives_what_its_work_raises(caplog: pytest.LogCaptureFixture) -> None:
+    pool = pools.BoundedPool("test", threads=1, queue=2)
+    done = threading.Event()
+
+    def leave() -> None:
+        raise SystemExit(1)
+
+    pool.submit(leave)
+    pool.submit(done.set)
+    assert done.wait(10)
+    pool.close()
+    assert "work in pool test" in caplog.text
+
+
 def test_idle_threads_end_and_come_back() -> None:
     pool = pools.BoundedPool("test", threads=1, queue=1, idle_s=0.01)
     for _ in range(3):
