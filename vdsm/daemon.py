@@ -16,6 +16,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+import uvloop
+
 from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
 from vdsm.api import host, job, pools, server, shapes, verb, vm
@@ -83,7 +85,7 @@ class Agent:
         table.add("Host", job.Jobs(self.jobs))
         table.add("Job", job.Job(self.jobs))
         table.add("VM", vm.Vm(self.machines))
-        table.add("Storage", storage_verbs.Storage(self.storage))
+        table.add("Storage", storage_verbs.Storage(self.storage, threads.drop))
         return table
 
 
@@ -122,7 +124,7 @@ def main() -> None:
     logs.setup(settings.log.level, settings.log.file)
     agent = Agent(settings)
     with agent.running():
-        asyncio.run(serve(agent))
+        uvloop.run(serve(agent))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The storage verbs on the wire: repositories and images. Names and parameters are those of the storage API."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pydantic
@@ -156,8 +157,10 @@ class ImageStatus(verb.Result):
 class Storage:
     """Verbs of namespace Storage. Each blocks in its repository's pool."""
 
-    def __init__(self, service: storage.Storage) -> None:
+    def __init__(self, service: storage.Storage, forget: Callable[[str], None]) -> None:
+        """`forget` drops the threads that are kept for a repository's verbs."""
         self._storage = service
+        self._forget = forget
 
     @verb.verb(role="admin", errors=(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed))
     def formatStorageRepository(self, params: FormatParams) -> str:
@@ -197,6 +200,7 @@ class Storage:
     def disconnectStorageRepository(self, params: DisconnectParams) -> None:
         """Forgets the handle, after the host has left the lockspace. Refused while jobs or VMs use the repository."""
         self._storage.disconnect_storage_repository(repo_id=params.repo_id)
+        self._forget(params.repo_id)
 
     @verb.verb(role="monitor")
     def listStorageRepositories(self) -> list[Repository]:
