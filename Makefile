@@ -30,7 +30,7 @@ down:
 
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest $(TESTS)
+	@$(DEV) -m pytest -n 2 --dist loadfile $(TESTS)
 
 check:
 	@$(PREREQUISITES) test

@@ -23,7 +23,9 @@ MEMORY_MIB = 64  # of guests without guest code
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the stack says so by its fixtures; nobody has to remember a marker."""
+    """What needs the stack says so by its fixtures; nobody has to remember a marker. Real guests come first: they are
+    the longest, and run beside all others."""
+    items.sort(key=lambda item: item.get_closest_marker("guest") is None)
     for item in items:
         if {"stack", "agent", "repo"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.stack)
