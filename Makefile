@@ -30,7 +30,7 @@ down:
 
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest -n 2 --dist loadfile $(TESTS)
+	@$(DEV) -m pytest $(TESTS)
 
 check:
 	@$(PREREQUISITES) test

@@ -79,7 +79,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def luks(path: Path) -> Path:
     secret = ("--object", "secret,id=key,data=abc")
-    return create(path, *secret, "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10", size="1M")
+    return create(path, *secret, "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=200", size="1M")
 
 
 # -- agreement with qemu-img -----------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def test_raw_limits(tmp_path: Path) -> None:
         ("vpc", ("-o", "subformat=fixed"), "vhd"),
         ("vhdx", (), "vhdx"),
         ("parallels", (), "parallels"),
-        ("luks", ("--object", "secret,id=key,data=abc", "-o", "key-secret=key,iter-time=10"), "luks"),
+        ("luks", ("--object", "secret,id=key,data=abc", "-o", "key-secret=key,iter-time=200"), "luks"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )

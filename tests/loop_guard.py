@@ -7,7 +7,8 @@ import time
 import traceback
 from pathlib import Path
 
-LIMIT_S = 0.1
+# A blocked loop is one that waits for something. Short of that, two cores full of other work cost a tenth of a second.
+LIMIT_S = 0.25
 _TICK_S = 0.01
 
 

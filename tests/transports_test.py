@@ -19,7 +19,7 @@ import uvloop
 
 from tests import jsonrpc_corpus as corpus
 from tests.sample_verbs import World
-from tests.until import until
+from tests.until import private_parents, until
 from tests.wire_fixture import HttpPeer, Peer, Served, UnixPeer, WebSocketPeer, nonsense, request
 from vdsm.api import server
 
@@ -216,7 +216,7 @@ def test_roles_come_from_the_peers_credentials(
 ) -> None:
     served = serve()
     # Somebody has opened the socket's mode: the credentials still decide.
-    for directory in (tmp_path, *tmp_path.parents[:2]):
+    for directory in (tmp_path, *private_parents(tmp_path)):
         directory.chmod(0o755)
     Path(served.path).chmod(0o666)
     ran = subprocess.run(

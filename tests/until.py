@@ -1,5 +1,6 @@
 """Waiting for something that another process or thread will make true, and asking whether a process lives."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,3 +35,9 @@ def state(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def private_parents(path: Path) -> list[Path]:
+    """The directories above `path` that pytest made for this user alone."""
+    made = path.relative_to(tempfile.gettempdir()).parts
+    return list(path.parents[: len(made) - 1])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import virt_ground
-from tests.until import until
+from tests.until import private_parents, until
 from vdsm import errors, hypervisor, ids, leases
 from vdsm.virt import qemu
 from vdsm.virt.states import ExitReason
@@ -122,7 +122,7 @@ def test_a_refused_start_leaves_the_record_of_the_running_one_alone(host: virt_g
 def marking_host(ground: virt_ground.Ground, tmp_path: Path) -> Iterator[virt_ground.Host]:
     """Its QEMU leaves a mark when it is executed."""
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
+    for parent in private_parents(tmp_path):
         parent.chmod(0o755)
     marker = tmp_path / "qemu"
     marker.write_text(f'#!/bin/sh\n: > {tmp_path}/executed\nexec {ground.settings.virt.emulator} "$@"\n')
