@@ -15,7 +15,7 @@ help:
 	@echo 'make test      every test (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
-	@echo 'make torture   the long tests: kills and aborts at random moments'
+	@echo 'make torture   the long tests: aborts at random moments; writes docs/proofs'
 
 demo:
 	@$(PREREQUISITES) demo
