@@ -41,10 +41,11 @@ def _serve(options: argparse.Namespace) -> None:
         settings.check_place("--log", options.log)
     logging.basicConfig(filename=options.log, level=logging.INFO, format=LOG_FORMAT)
     trail = audit.Trail(options.audit)
+    serving = server.Server(context, trail)
     with listener.listening(options.socket, context.uid, context.gid) as link:
         logging.info("serving user %s on %s", options.user, options.socket)
         _notify("READY=1")
-        server.Server(link, context, trail).run()
+        serving.run(link)
     logging.info("ended")
 
 

@@ -29,10 +29,10 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Server:
-    """Serves `listener` until a signal comes."""
+    """Serves a listener until a signal comes. Signals count from its making on: make it before anybody can see the
+    listener, and a helper that is ended as soon as it can be reached ends as it should."""
 
-    def __init__(self, listener: socket.socket, context: settings.Settings, trail: audit.Trail) -> None:
-        self._listener = listener
+    def __init__(self, context: settings.Settings, trail: audit.Trail) -> None:
         self._context = context
         self._trail = trail
         self._sessions: set[int] = set()
@@ -42,19 +42,19 @@ class Server:
         self._stop, self._running = os.pipe()
         # Signals wake the loop by a byte, so none is lost between a look at its effect and the next wait.
         self._wake, self._waker = socket.socketpair()
-
-    def run(self) -> None:
-        """Returns when a signal has come and the sessions have ended."""
         self._catch_signals()
-        self._listener.setblocking(False)
+
+    def run(self, listener: socket.socket) -> None:
+        """Returns when a signal has come and the sessions have ended."""
+        listener.setblocking(False)
         while not self._stopping:
             self._reap()
             full = len(self._sessions) >= MAX_CALLS
             patience = self._full_since + PATIENCE_S - time.monotonic()
             if full and patience > 0:
                 self._wait(patience)
-            elif self._listener in self._wait(None, self._listener):
-                self._accept(full)
+            elif listener in self._wait(None, listener):
+                self._accept(listener, full)
         self._end()
 
     def _catch_signals(self) -> None:
@@ -80,9 +80,9 @@ class Server:
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 self._sessions.discard(pid)
 
-    def _accept(self, full: bool) -> None:
+    def _accept(self, listener: socket.socket, full: bool) -> None:
         try:
-            link, _ = self._listener.accept()
+            link, _ = listener.accept()
         except OSError as error:  # the peer has gone again
             log.info("accept: %s", error)
             return
@@ -93,7 +93,7 @@ class Server:
                     raise contract.Refused(f"user {peer.uid} may not call")
                 if full:
                     raise contract.Unavailable(f"{MAX_CALLS} calls are running")
-                self._start(link, peer)
+                self._start(listener, link, peer)
             except contract.HelperError as error:
                 self._turn_away(link, peer, error)
 
@@ -103,18 +103,18 @@ class Server:
         with contextlib.suppress(OSError):
             frames.send(link, contract.encode_error(error), time.monotonic() + 0.1)
 
-    def _start(self, link: socket.socket, peer: audit.Peer) -> None:
+    def _start(self, listener: socket.socket, link: socket.socket, peer: audit.Peer) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             raise contract.Unavailable(f"fork: {error.strerror}") from error
         if pid == 0:
-            self._session(link, peer)
+            self._session(listener, link, peer)
         self._sessions.add(pid)
         if len(self._sessions) >= MAX_CALLS:
             self._full_since = time.monotonic()
 
-    def _session(self, link: socket.socket, peer: audit.Peer) -> NoReturn:
+    def _session(self, listener: socket.socket, link: socket.socket, peer: audit.Peer) -> NoReturn:
         """In the session's process. A named border: nothing comes out of it but its end."""
         try:
             signal.set_wakeup_fd(-1)
@@ -122,7 +122,7 @@ class Server:
             # The server tells sessions to end by `stop`, so that each still writes its line.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            self._listener.close()
+            listener.close()
             os.close(self._running)
             session.Session(link, peer, self._context, self._stop).serve(self._trail)
         except Exception:
