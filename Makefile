@@ -12,7 +12,7 @@ help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
 	@echo 'make up        the same daemons, left running in the background; prints how to call them'
 	@echo 'make down      ends them'
-	@echo 'make test      every test (TESTS="-k word" picks some)'
+	@echo 'make test      every test, two files at a time (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
 	@echo 'make torture   the long tests: aborts at random moments; writes docs/proofs'
@@ -30,7 +30,7 @@ down:
 
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest $(TESTS)
+	@$(DEV) -m pytest -n 2 --dist loadfile $(TESTS)
 
 check:
 	@$(PREREQUISITES) test
