@@ -1,5 +1,6 @@
 """Connecting repositories: what answers when, names, lockspaces, and who is in the way of a disconnect."""
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,3 +258,14 @@ def test_formatting_prepares_the_directory_through_the_root_helper(
 def test_formatting_without_the_root_helper_says_so(service: Service, world: storage_fixture.World) -> None:
     with pytest.raises(errors.HelperUnavailable):
         service.storage.format_storage_repository(LOCAL, {"path": str(world.directory / "x")})
+
+
+def test_lockspace_is_renewed_with_the_time_out_it_was_made_with(
+    service: Service, world: storage_fixture.World, fresh: str
+) -> None:
+    """sanlock's own default is 10 s: a host that joined by that would be watched for ten times as long (trap 53)."""
+    connect(service, world, fresh, "timed")
+    until(lambda: service.repository("timed")["state"] == "joined")
+    told = subprocess.run(["sanlock", "client", "status", "-D"], capture_output=True, text=True, check=True).stdout
+    lockspaces_told = told.partition(f"s {service.repository('timed')['name']}:")[2]
+    assert "io_timeout=1" in lockspaces_told.split("\ns ")[0].split()
