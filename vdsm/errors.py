@@ -10,7 +10,7 @@
 
 The branch says what the caller can do; the class says what happened. A class has a stable `code` (upstream VDSM's
 number where the meaning is upstream's, otherwise ours from 10000; never reused), a stable `key`, a `message` template
-over its facts, and a `hint`: the next thing to do. `state` says what condition the thing is in now.
+over its facts, and a `hint`, a template too: the next thing to do. `state` says what condition the thing is in now.
 
 Errors cross process borders as the dictionary of `to_wire`, and come back as the same class by `from_wire`.
 """
@@ -45,7 +45,8 @@ class VdsmError(Exception):
     def to_wire(self) -> dict[str, Any]:
         """The JSON-RPC error object: {code, message, data: {key, facts, state, hint}}."""
         facts = {_camel(name): value for name, value in self.facts.items()}
-        data = {"key": self.key, "facts": facts, "state": self.state, "hint": self.hint}
+        hint = self.hint.format_map(_Facts(self.facts))
+        data = {"key": self.key, "facts": facts, "state": self.state, "hint": hint}
         return {"code": self.code, "message": str(self), "data": data}
 
     @classmethod
@@ -58,6 +59,23 @@ class VdsmError(Exception):
             return Unexpected(reason=wire.get("message", "unknown"))
         return kind(state=data.get("state"), **facts)
 
+    @classmethod
+    def branch(cls) -> type["VdsmError"]:
+        """The branch of the tree, whose docstring tells what the caller can do."""
+        return next(kind for kind in reversed(cls.__mro__) if VdsmError in kind.__mro__[1:])
+
+    @classmethod
+    def fact_names(cls) -> tuple[str, ...]:
+        """The facts that the message and the hint speak of, as the wire spells them."""
+        names = _Names()
+        cls.message.format_map(names), cls.hint.format_map(names)
+        return tuple(names)
+
+    @classmethod
+    def templates(cls) -> tuple[str, str]:
+        """The message and the hint, with the facts in braces as the wire spells them."""
+        return cls.message.format_map(_Names()), cls.hint.format_map(_Names())
+
     def with_state(self, state: str) -> Self:
         """The same error, with the state the thing is in now."""
         self.state = state
@@ -69,6 +87,15 @@ class _Facts(dict[str, Any]):
 
     def __missing__(self, name: str) -> str:
         return "?"
+
+
+class _Names(dict[str, str]):
+    """Gives every fact that a template names as `{factOnTheWire}`; its keys are the names that were asked for."""
+
+    def __missing__(self, name: str) -> str:
+        wire_name = _camel(name)
+        self[wire_name] = "{" + wire_name + "}"
+        return self[wire_name]
 
 
 def _camel(name: str) -> str:
@@ -164,7 +191,7 @@ class ParseError(BadRequest):
 class InvalidRequest(BadRequest):
     code, key = -32600, "invalid_request"
     message = "This is not a JSON-RPC 2.0 request: {reason}"
-    hint = 'A request is {"jsonrpc": "2.0", "method": ..., "params": ..., "id": ...}, or an array of them.'
+    hint = 'A request is an object with "jsonrpc": "2.0", "method", "params" and "id", or an array of such.'
 
 
 class NoEventsHere(BadRequest):
