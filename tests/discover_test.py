@@ -1,15 +1,21 @@
 """The OpenRPC document says what the verbs do: every reference leads somewhere, every schema is one, and they agree."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import referencing.jsonschema
 
 from tests.sample_verbs import World
-from vdsm import errors
+from vdsm import errors, events
 from vdsm.api import discover, dispatch
+from vdsm.tool import reference
+
+OFFICIAL = Path(__file__).resolve().parent / "data" / "openrpc"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,39 @@ def methods(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_the_frame(document: dict[str, Any]) -> None:
     assert document["openrpc"].startswith("1.3.")
     assert document["info"].keys() >= {"title", "version"}
-    assert document.keys() == {"openrpc", "info", "methods", "components"}
+    assert document.keys() == {"openrpc", "info", "methods", "x-events", "components"}
+
+
+def official() -> jsonschema.Draft7Validator:
+    """Of OpenRPC documents, as tests/data/openrpc/README.md tells."""
+    texts = [(OFFICIAL / name).read_text() for name in ("openrpc-1.3.json", "json-schema.json")]
+    openrpc, json_schema = (referencing.jsonschema.DRAFT7.create_resource(json.loads(text)) for text in texts)
+    # The address in the schema's own $id ends with a slash; what refers to it has none.
+    registry = referencing.Registry().with_resources(
+        [("https://meta.json-schema.tools", json_schema), ("https://meta.json-schema.tools/", json_schema)]
+    )
+    return jsonschema.Draft7Validator(openrpc.contents, registry=registry)
+
+
+def test_it_is_what_openrpc_says(document: dict[str, Any], agents_document: dict[str, Any]) -> None:
+    for made in (document, agents_document):
+        assert [f"{error.json_path}: {error.message}" for error in official().iter_errors(made)] == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda made: made["methods"][0].update(role="admin"),
+        lambda made: made["methods"][0]["params"].append({"name": "x"}),
+        lambda made: made["components"]["errors"]["forbidden"].update(key="forbidden"),
+        lambda made: made["components"]["schemas"]["TypedResult"].update(type="text"),
+    ],
+    ids=["word of our own", "parameter without schema", "member of an error", "no JSON schema"],
+)
+def test_the_official_schema_sees_mistakes(document: dict[str, Any], spoil: Callable[[Any], None]) -> None:
+    spoiled = copy.deepcopy(document)
+    spoil(spoiled)
+    assert not official().is_valid(spoiled)
 
 
 def test_every_verb_is_there_once_by_name(document: dict[str, Any]) -> None:
@@ -67,8 +105,72 @@ def test_words_come_from_the_docstring(methods: dict[str, dict[str, Any]]) -> No
 
 def test_errors_are_described(document: dict[str, Any]) -> None:
     described = document["components"]["errors"]["no_such_vm"]
-    kind = errors.NoSuchVm
-    assert described == {"code": kind.code, "message": kind.message, "data": {"key": kind.key, "hint": kind.hint}}
+    assert described == {
+        "code": 1,
+        "message": "There is no VM {vmId} on this host",
+        "data": {
+            "key": "no_such_vm",
+            "branch": "Missing",
+            "meaning": "The thing is not there.",
+            "facts": ["vmId"],
+            "hint": errors.NoSuchVm.hint,
+        },
+    }
+
+
+def test_events_are_described(document: dict[str, Any]) -> None:
+    described = document["x-events"]
+    assert (described["subscribe"], described["notification"]) == ("Host.subscribe", "event")
+    topics = {topic["name"]: topic for topic in described["topics"]}
+    assert topics.keys() == {*events.TOPICS, "gap"}
+    assert topics["job"]["data"] == {"$ref": "#/components/schemas/JobInfo"}
+    schemas = document["components"]["schemas"]
+    assert schemas["Event"]["properties"].keys() >= {"instanceId", "sequence", "topic", "subject", "time", "data"}
+    assert all(topic["summary"] for topic in topics.values())
+
+
+# -- the agent's own ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def agents_document() -> dict[str, Any]:
+    return reference.document()
+
+
+def undescribed(document: dict[str, Any], where: str, schema: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
+    """The dotted names of members without a word about them."""
+    for inner in (*schema.get("anyOf", ()), schema.get("items")):
+        if isinstance(inner, dict):
+            yield from undescribed(document, where, inner, above)
+    target = schema.get("$ref", "").rsplit("/", 1)[-1]
+    if target and target not in above:
+        yield from undescribed(document, where, document["components"]["schemas"][target], above | {target})
+    for name, member in schema.get("properties", {}).items():
+        if not member.get("description"):
+            yield f"{where}.{name}"
+        yield from undescribed(document, f"{where}.{name}", member, above)
+
+
+def test_every_verb_and_every_parameter_has_its_words(agents_document: dict[str, Any]) -> None:
+    silent = [method["name"] for method in agents_document["methods"] if not method.get("summary")]
+    for method in agents_document["methods"]:
+        for param in method["params"]:
+            where = f"{method['name']} {param['name']}"
+            silent += [] if param["description"] else [where]
+            silent += undescribed(agents_document, where, param["schema"], frozenset())
+    assert silent == [], "a docstring, or pydantic.Field(description=...), is missing"
+
+
+def test_required_parameters_come_first(agents_document: dict[str, Any]) -> None:
+    """OpenRPC's rule: by position, one could not leave out an optional one otherwise."""
+    for method in agents_document["methods"]:
+        required = [param["required"] for param in method["params"]]
+        assert required == sorted(required, reverse=True), method["name"]
+
+
+def test_the_agents_document_holds_together(agents_document: dict[str, Any]) -> None:
+    test_every_reference_leads_somewhere_and_everything_is_referred_to(agents_document)
+    test_every_schema_is_one(agents_document)
 
 
 def references(node: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ from vdsm.host import capabilities
 
 
 class EchoParams(verb.Params):
-    message: str
+    message: str = pydantic.Field(description="any text")
 
 
 class VmListParams(verb.Params):

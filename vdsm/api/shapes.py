@@ -1,11 +1,73 @@
-"""What events look like on the wire: their params, which rooms below publish in snake_case, in the wire's words."""
+"""What events look like on the wire: their params, which rooms below publish in snake_case, in the wire's words.
+
+The models describe (`rpc.discover`, docs/reference/events.md) and are not passed through, but for the jobs': a test
+holds the events of the real agent against them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 from pydantic import alias_generators
 
-from vdsm.api import job, notify
+from vdsm.api import job, notify, verb
+
+
+class Event(verb.Result):
+    """The params of the notification "event"."""
+
+    instance_id: str = pydantic.Field(description="the agent's life that the number counts in")
+    sequence: int = pydantic.Field(description="counts all events from 1; a subscriber to some topics sees holes")
+    topic: str
+    subject: str = pydantic.Field(description="id of the thing that the topic speaks of")
+    time: float = pydantic.Field(description="seconds since 1970")
+    data: dict[str, Any] = pydantic.Field(description="by topic")
+
+
+class VmEvent(verb.Result):
+    """A VM has moved from one state to another."""
+
+    status: str = pydantic.Field(description="the new state")
+    previous: str | None = pydantic.Field(description="the state before; null: the VM is new")
+    reason: str = pydantic.Field(description="why")
+    exit_code: int | None = pydantic.Field(None, description="only with Down: 0 a normal end, 1 an error")
+    exit_reason: int | None = pydantic.Field(None, description="only with Down: upstream's number")
+    exit_message: str | None = pydantic.Field(None, description="only with Down: how it ended, in words")
+
+
+class ImageEvent(verb.Result):
+    """An image has changed, or a job on it has begun or ended."""
+
+    repo_id: str = pydantic.Field(description="repository of the image")
+    change: str = pydantic.Field(
+        description="created, snapshot, user_data, removed; of a job: begun, and then done, failed or aborted"
+    )
+    job_id: str | None = pydantic.Field(None, description="only of a job")
+
+
+class RepositoryEvent(verb.Result):
+    """A repository's lockspace has been joined or left, or the repository was disconnected."""
+
+    name: str = pydantic.Field(description="persistent name, the same on every host")
+    state: str = pydantic.Field(description="joining, joined, left or disconnected")
+    reason: str | None = pydantic.Field(None, description="why, where that is not plain")
+
+
+class Gap(verb.Result):
+    """Events that this subscriber will not get: read the state of things anew."""
+
+    first: int = pydantic.Field(description="number of the first lost event")
+    last: int = pydantic.Field(description="number of the last lost event")
+
+
+# What the data of each topic's events are, and of the marker for lost ones.
+MODELS: Mapping[str, type[verb.Result]] = {
+    "job": job.JobInfo,
+    "vm": VmEvent,
+    "image": ImageEvent,
+    "repository": RepositoryEvent,
+    "gap": Gap,
+}
 
 
 def camel(params: dict[str, Any]) -> dict[str, Any]:

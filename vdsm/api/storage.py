@@ -29,6 +29,8 @@ class Options(verb.Params):
 
 
 class FormatOptions(verb.Params):
+    """Options of a new repository."""
+
     io_timeout: int = pydantic.Field(10, description="sanlock's, seconds; a lost host is dead after 8 and a minute")
 
 

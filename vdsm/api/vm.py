@@ -13,29 +13,37 @@ _STATE = (errors.NoSuchVm, errors.VmWrongState, errors.HypervisorUnavailable, er
 
 
 class DirectKernel(verb.Params):
+    """Boot a kernel from this host's files instead of the disk's boot loader."""
+
     kernel: str = pydantic.Field(description="file on this host, under a configured directory")
     initrd: str | None = pydantic.Field(None, description="likewise")
-    cmdline: str = ""
+    cmdline: str = pydantic.Field("", description="the kernel's command line")
 
 
 class Disk(verb.Params):
-    image_id: str
+    """A disk of a VM: a virtual disk, or with readOnly a snapshot."""
+
+    image_id: str = pydantic.Field(description="the image")
     repo_id: str | None = pydantic.Field(None, description="where to look; all connected repositories when left out")
-    bus: Literal["virtio", "sata", "scsi"] = "virtio"
-    read_only: bool = False
+    bus: Literal["virtio", "sata", "scsi"] = pydantic.Field("virtio", description="what the guest sees it on")
+    read_only: bool = pydantic.Field(False, description="the guest cannot write to it; not on sata")
     serial: str | None = pydantic.Field(None, description="the image's id when left out")
-    boot_order: int | None = None
+    boot_order: int | None = pydantic.Field(None, description="rank among the VM's disks, from 1")
 
 
 class Nic(verb.Params):
-    type: Literal["user"] = "user"
-    model: Literal["virtio", "e1000"] = "virtio"
-    mac: str | None = None
+    """A network card."""
+
+    type: Literal["user"] = pydantic.Field("user", description="user: the guest reaches out, nobody reaches in")
+    model: Literal["virtio", "e1000"] = pydantic.Field("virtio", description="what the guest sees")
+    mac: str | None = pydantic.Field(None, description="unicast MAC address; chosen by libvirt when left out")
 
 
 class Vnc(verb.Params):
-    listen: Literal["127.0.0.1"] = "127.0.0.1"
-    password: str | None = pydantic.Field(None, repr=False)
+    """A console over VNC, at a port that libvirt chooses: see vncPort of VM.getInfo."""
+
+    listen: Literal["127.0.0.1"] = pydantic.Field("127.0.0.1", description="this host only")
+    password: str | None = pydantic.Field(None, repr=False, description="1 to 8 characters; told to nobody")
 
 
 class VmSpec(verb.Params):
@@ -44,17 +52,19 @@ class VmSpec(verb.Params):
     vm_id: str = pydantic.Field(description="UUID, chosen by the caller")
     name: str = pydantic.Field("", description="the vmId when left out")
     memory_mib: int = pydantic.Field(1024, alias="memory", description="MiB")
-    vcpus: int = 1
-    machine: Literal["q35", "pc"] = "q35"
-    firmware: Literal["bios", "uefi"] = "bios"
-    boot_order: tuple[Literal["disk", "network"], ...] = ("disk",)
-    direct_kernel: DirectKernel | None = None
-    disks: tuple[Disk, ...] = ()
-    nics: tuple[Nic, ...] = ()
+    vcpus: int = pydantic.Field(1, description="virtual processors, 1 to 255")
+    machine: Literal["q35", "pc"] = pydantic.Field("q35", description="QEMU's machine type")
+    firmware: Literal["bios", "uefi"] = pydantic.Field("bios", description="what boots the guest")
+    boot_order: tuple[Literal["disk", "network"], ...] = pydantic.Field(
+        ("disk",), description="kinds of devices to boot from, tried one after the other"
+    )
+    direct_kernel: DirectKernel | None = pydantic.Field(None, description="boot this kernel instead of a boot loader")
+    disks: tuple[Disk, ...] = pydantic.Field((), description="its disks, in the guest's order")
+    nics: tuple[Nic, ...] = pydantic.Field((), description="its network cards")
     console_log: bool = pydantic.Field(True, description="keep what the guest writes to its serial console")
-    vnc: Vnc | None = None
+    vnc: Vnc | None = pydantic.Field(None, description="a console over VNC; none when left out")
     agent_channel: bool = pydantic.Field(True, description="channel of the QEMU guest agent")
-    custom_properties: dict[str, str] = {}
+    custom_properties: dict[str, str] = pydantic.Field({}, description="handed to hook scripts")
     lease_repo_id: str | None = pydantic.Field(
         None, description="repository of the VM's lease and record; that of the first disk when left out"
     )
@@ -90,8 +100,10 @@ class SysprepParams(VmParams):
 
 
 class TemplateOptions(JobOptions):
+    """Options of makeTemplate."""
+
     image_ids: dict[str, str] = pydantic.Field({}, description="{disk: id of its template}; made up if not given")
-    strategy: Literal["space", "performance"] = "space"
+    strategy: Literal["space", "performance"] = pydantic.Field("space", description="what to prefer")
 
 
 class TemplateParams(VmParams):
