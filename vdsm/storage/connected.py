@@ -15,15 +15,13 @@ from typing import Any
 from vdsm import config, errors, events, forkserver, logs, periodic
 from vdsm.jobs import job
 from vdsm.record import Record
-from vdsm.storage import formats, ioproc, lockspaces, models, repository
+from vdsm.storage import formats, ioproc, lockspaces, models, repository, spaces
 
 _log = logs.get("storage.connected")
 
 POLL_S = 0.25
 # An image is searched in this many repositories at once; more wait. A stuck one holds its thread until its deadline.
 _SEARCHES = 8
-# How long (seconds) a list of repositories waits for one to tell its free space.
-SPACE_S = 1.0
 # A disconnect waits for this many io_timeouts until sanlock is out of the lockspace.
 _LEAVE = 4
 
@@ -72,6 +70,7 @@ class Connections:
         self._changing: set[str] = set()  # ids that are being connected or disconnected
         self._probes: dict[str, ioproc.Children] = {}  # by place; kept while a child of theirs is stuck
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
+        self._spaces = spaces.Spaces(self._space, self._searches)
         self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
 
     def start(self) -> None:
@@ -200,12 +199,11 @@ class Connections:
                 raise errors.NoSuchRepository(repo_id=repo_id) from None
 
     def infos(self) -> list[Info]:
-        """What is connected, in the order of ids. A repository that does not answer at once has no space."""
+        """What is connected, in the order of ids, each with its space as `spaces.Spaces` knows it."""
         with self._lock:
             found = {repo_id: connection.info(repo_id) for repo_id, connection in sorted(self._connected.items())}
-        asked = {self._searches.submit(self._space, repo_id): repo_id for repo_id in found}
-        done, _ = concurrent.futures.wait(asked, SPACE_S)
-        return [*{**found, **{asked[one]: {**found[asked[one]], **one.result()} for one in done}}.values()]
+        told = self._spaces.tell(found)
+        return [{**info, **told[repo_id]} for repo_id, info in found.items()]
 
     def _space(self, repo_id: str) -> dict[str, int]:
         try:
