@@ -4,40 +4,43 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 
 @contextlib.contextmanager
-def mounted(size_bytes: int) -> Iterator[Path]:
-    """An empty ext4. Unmounted at the end, thawed before if need be; skips where loop mounts are impossible."""
+def mounted(size_bytes: int, inside: Sequence[str] = (), place: Path | None = None) -> Iterator[Path]:
+    """An empty ext4, at `place` if given. Unmounted at the end, thawed before if need be; skips where loop mounts are
+    impossible. `inside` are the words that run a command in another mount namespace."""
     if os.geteuid() != 0:
         pytest.skip("loop mounts need root")
     with tempfile.TemporaryDirectory(prefix="vdsm-loopfs-") as directory:
-        image, place = Path(directory, "image"), Path(directory, "mounted")
+        image, place = Path(directory, "image"), place or Path(directory, "mounted")
         place.mkdir()
         with image.open("wb") as made:
             made.truncate(size_bytes)
         subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
-        mount = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+        mount = subprocess.run(
+            [*inside, "mount", "-n", "-o", "loop", image, place], capture_output=True, text=True, check=False
+        )
         if mount.returncode != 0:
             pytest.skip(f"no loop mounts here: {mount.stderr.strip()}")
         try:
             yield place
         finally:
-            subprocess.run(["fsfreeze", "-u", place], capture_output=True, check=False)
-            subprocess.run(["umount", "-l", place], check=True)
+            subprocess.run([*inside, "fsfreeze", "-u", place], capture_output=True, check=False)
+            subprocess.run([*inside, "umount", "-n", "-l", place], check=True)
 
 
-def freeze(place: Path) -> None:
+def freeze(place: Path, inside: Sequence[str] = ()) -> None:
     """From now on a writer waits in D state, which no signal ends."""
-    subprocess.run(["fsfreeze", "-f", place], check=True)
+    subprocess.run([*inside, "fsfreeze", "-f", place], check=True)
 
 
-def thaw(place: Path) -> None:
-    subprocess.run(["fsfreeze", "-u", place], check=True)
+def thaw(place: Path, inside: Sequence[str] = ()) -> None:
+    subprocess.run([*inside, "fsfreeze", "-u", place], check=True)
 
 
 def fill(place: Path) -> None:

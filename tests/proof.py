@@ -17,15 +17,17 @@ def seed() -> int:
 
 
 @contextlib.contextmanager
-def writing(name: str, used_seed: int) -> Iterator[dict[str, object]]:
-    """Writes the proof of what the block has put into the dictionary; nothing when the block fails."""
+def writing(name: str, used_seed: int | None) -> Iterator[dict[str, object]]:
+    """Writes the proof of what the block has put into the dictionary; nothing when the block fails. No seed:
+    nothing is left to chance."""
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     ).stdout.strip()
     told: dict[str, object] = {}
     started, day = time.monotonic(), time.strftime("%Y-%m-%d")
     yield told
-    facts = {"commit": commit, "day": day, "seed": used_seed, "seconds": round(time.monotonic() - started), **told}
+    chance = {} if used_seed is None else {"seed": used_seed}
+    facts = {"commit": commit, "day": day, **chance, "seconds": round(time.monotonic() - started), **told}
     lines = [
         f"# {name}",
         "",

@@ -31,8 +31,13 @@ def zombie(pid: int) -> bool:
 
 def state(pid: int) -> str | None:
     """The kernel's letter for the process's state, None when there is no such process."""
+    return state_of(Path(f"/proc/{pid}/stat"))
+
+
+def state_of(stat: Path) -> str | None:
+    """As `state`, by the file in /proc of a process or of one of its threads."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return None
 

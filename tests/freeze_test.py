@@ -1,0 +1,211 @@
+"""One of five repositories hangs in D state: who does not touch it must not feel it."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import conftest, loopfs, proof, until
+from vdsm import ids, standalone
+from vdsm.client import failures, transport
+from vdsm.standalone import processes
+
+HEALTHY = ("main", "calm-1", "calm-2", "calm-3")
+FROZEN = "frozen"
+CALLERS, WRITERS = 3, 12
+WORSE = 2.0  # how much longer the slowest hundredth may take
+HEALTHY_AFTER_S = 10.0
+
+Samples = dict[str, list[float]]
+
+
+@pytest.fixture(scope="module")
+def five(stack: standalone.Stack, repo: str) -> Iterator[Path]:
+    """The mount point of the fifth repository. All five are joined."""
+    with loopfs.mounted(256 << 20, stack.inside([]), stack.storage_dir / FROZEN) as place:
+        for name in (*HEALTHY[1:], FROZEN):
+            begin_connect(stack, name)
+        with transport.connect(str(stack.socket_path)) as client:
+            for name in (*HEALTHY, FROZEN):
+                until.until(lambda name=name: conftest.repository(client, name)["state"] == "joined", conftest.JOIN_S)
+        yield place
+        with transport.connect(str(stack.socket_path)) as client:
+            for name in (*HEALTHY[1:], FROZEN):
+                client.call("Storage.disconnectStorageRepository", {"repoId": name})
+
+
+def begin_connect(stack: standalone.Stack, name: str) -> None:
+    path = stack.storage_dir / name / ("repository" if name == FROZEN else "")
+    given = {"repoFormat": "localfs-1.0", "connectionParameters": {"path": str(path)}}
+    with transport.connect(str(stack.socket_path)) as client:
+        client.call("Storage.formatStorageRepository", {**given, "options": {"ioTimeout": 2}})
+        client.call("Storage.connectStorageRepository", {"repoId": name, **given})
+
+
+class Load:
+    """Callers of everything that does not touch the fifth repository, each on a connection of its own."""
+
+    def __init__(self, stack: standalone.Stack, vm_id: str) -> None:
+        self._address = str(stack.socket_path)
+        self._vm_id = vm_id
+
+    def run(self, seconds: float) -> Samples:
+        """How long the calls took, by verb."""
+        found: Samples = defaultdict(list)
+        end = time.monotonic() + seconds
+        with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
+            for samples in pool.map(lambda number: self._call(number, end), range(CALLERS)):
+                for verb, seconds in samples.items():
+                    found[verb] += seconds
+        return found
+
+    def _call(self, number: int, end: float) -> Samples:
+        found: Samples = defaultdict(list)
+        with transport.connect(self._address) as client:
+            for repo_id in itertools.islice(itertools.cycle(HEALTHY), number, None):
+                for verb, params in self._verbs(repo_id):
+                    began = time.monotonic()
+                    client.call(verb, params)
+                    found[verb].append(time.monotonic() - began)
+                if time.monotonic() > end:
+                    return found
+        raise AssertionError("unreachable")
+
+    def _verbs(self, repo_id: str) -> list[tuple[str, dict[str, Any]]]:
+        image_id = ids.new()
+        return [
+            ("Host.ping2", {}),
+            ("Host.getVMList", {}),
+            ("Host.getAllVmStats", {}),
+            ("Host.getJobs", {}),
+            ("VM.getInfo", {"vmID": self._vm_id}),
+            ("Storage.listStorageRepositories", {}),
+            (
+                "Storage.createVirtualDisk",
+                {"targetRepoId": repo_id, "size": 1 << 20, "options": {"imageId": image_id}},
+            ),
+            ("Storage.getImageStatus", {"repositoryId": repo_id, "imageId": image_id}),
+            ("Storage.listImages", {"repositoryId": repo_id}),
+            ("Storage.removeImage", {"repositoryId": repo_id, "imageId": image_id}),
+        ]
+
+
+@contextlib.contextmanager
+def writers(stack: standalone.Stack) -> Iterator[None]:
+    """Callers that write to the fifth repository inside the block. Each has a call under way all the time."""
+    stopping = threading.Event()
+
+    def write() -> None:
+        with transport.connect(str(stack.socket_path), 120.0) as client:
+            while not stopping.is_set():
+                image_id = ids.new()
+                with contextlib.suppress(failures.ClientError):
+                    client.call(
+                        "Storage.createVirtualDisk",
+                        {"targetRepoId": FROZEN, "size": 1 << 20, "options": {"imageId": image_id}},
+                    )
+                    client.call("Storage.removeImage", {"repositoryId": FROZEN, "imageId": image_id})
+
+    with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+        running = [pool.submit(write) for _ in range(WRITERS)]
+        try:
+            yield
+        finally:
+            stopping.set()
+    for one in running:
+        one.result()
+
+
+def stack_processes(stack: standalone.Stack) -> list[int]:
+    return [one.pid for one in processes.inside(stack.run_dir)]
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def stuck(stack: standalone.Stack) -> list[int]:
+    """Threads in D state: sanlock's, with the leases of the frozen repository, and children with its files."""
+    tasks = [path for pid in stack_processes(stack) for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [int(task.parent.name) for task in tasks if until.state_of(task) == "D"]
+
+
+def p99(samples: list[float]) -> float:
+    return statistics.quantiles(samples, n=100)[98]
+
+
+class Measured(NamedTuple):
+    """One verb's calls. Percentiles in seconds."""
+
+    calls: int
+    free: float
+    frozen: float
+
+
+def measure(stack: standalone.Stack, five: Path, vm_id: str, rounds: int, seconds: float) -> dict[str, Measured]:
+    """The 99th percentile of each verb while the fifth repository is free, and while it is frozen and written to."""
+    load = Load(stack, vm_id)
+    load.run(1.0)  # all children and threads are there
+    processes_before, threads_before = len(stack_processes(stack)), threads(stack.agent_pid)
+    children = stack.settings.storage.io_children
+    free: Samples = defaultdict(list)
+    frozen: Samples = defaultdict(list)
+    for _ in range(rounds):
+        add(free, load.run(seconds))
+        loopfs.freeze(five, stack.inside([]))
+        with writers(stack):
+            try:
+                until.until(lambda: stuck(stack))
+                add(frozen, load.run(seconds))
+                # its children, and the threads that wait for them; nothing for each of the calls
+                assert len(stack_processes(stack)) <= processes_before + 2 * children
+                assert threads(stack.agent_pid) <= threads_before + 2 * children
+            finally:
+                loopfs.thaw(five, stack.inside([]))
+        check_healthy(stack)
+    return {verb: Measured(len(found), p99(found), p99(frozen[verb])) for verb, found in free.items()}
+
+
+def add(samples: Samples, more: Samples) -> None:
+    for verb, seconds in more.items():
+        samples[verb] += seconds
+
+
+def check_healthy(stack: standalone.Stack) -> None:
+    """The thawed repository takes writes again soon, and nothing hangs any more."""
+    thawed = time.monotonic()
+    with transport.connect(str(stack.socket_path)) as client:
+        image_id = client.call("Storage.createVirtualDisk", {"targetRepoId": FROZEN, "size": 1 << 20})["imageId"]
+        client.call("Storage.removeImage", {"repositoryId": FROZEN, "imageId": image_id})
+    assert time.monotonic() - thawed < HEALTHY_AFTER_S
+    assert not stuck(stack)
+
+
+@pytest.mark.timeout(240)
+def test_frozen_repository_is_felt_by_nobody_else(
+    stack: standalone.Stack, five: Path, machines: conftest.Machines
+) -> None:
+    figures = measure(stack, five, machines.started(), rounds=1, seconds=5.0)
+    print(figures)
+    # A call that waits for the frozen one takes a second; below a tenth speaks the scheduler of a busy machine.
+    assert not {verb: found for verb, found in figures.items() if found.frozen > max(0.1, WORSE * found.free)}
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1200)
+def test_figures_of_a_frozen_repository(stack: standalone.Stack, five: Path, machines: conftest.Machines) -> None:
+    rounds, seconds = 8, 10.0
+    with proof.writing("frozen-repository", None) as told:
+        figures = measure(stack, five, machines.started(), rounds, seconds)
+        told["rounds, seconds each"] = f"{rounds}, {seconds:g}"
+        for verb, (calls, free, frozen) in sorted(figures.items()):
+            told[verb] = f"{calls} calls, p99 {free * 1000:.1f} ms free, {frozen * 1000:.1f} ms frozen"
+        assert not {verb: found for verb, found in figures.items() if found.frozen > max(0.005, WORSE * found.free)}
