@@ -1,12 +1,18 @@
-"""The one order in which all take leases."""
+"""Taking leases: the one order for all, and many at once."""
 
+import concurrent.futures
 import itertools
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import sanlock_fixture
 from vdsm import leases
+
+storage = sanlock_fixture.storage
+
+READERS, TIMES = 8, 10
 
 _LEASES = st.builds(
     leases.Lease,
@@ -33,3 +39,17 @@ def test_name_is_taken_once_in_its_strongest_mode(wanted: list[leases.Lease]) ->
     taken = {(one.lockspace, one.name): one.shared for one in leases.ordered(wanted)}
     by_name = itertools.groupby(sorted(wanted), key=lambda one: (one.lockspace, one.name))
     assert taken == {name: all(one.shared for one in same) for name, same in by_name}
+
+
+def test_readers_that_come_at_once_all_get_their_share(storage: sanlock_fixture.Storage) -> None:
+    """sanlock refuses some of them as if somebody wrote, though nobody does (trap 11)."""
+    lease = storage.slot("template").data_lease(shared=True)
+
+    def read(_: int) -> None:
+        with leases.Session() as session:
+            for _ in range(TIMES):
+                with session.holding([lease], 20):
+                    assert session.held() == {(lease.lockspace, lease.name, True)}
+
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, range(READERS)))
