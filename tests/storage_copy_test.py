@@ -327,7 +327,10 @@ def test_queued_work_of_a_dead_agent_is_no_work(service: Service, shelf: Shelf) 
     assert shelf.image(target)["work"]["state"] == "queued"
     assert service.storage.get_image_status("main", target)["work"]["state"] == "interrupted"
     shelf.change(target, work={**shelf.image(target)["work"], "host_id": 9, "boot_id": "another host's"})
-    assert service.storage.get_image_status("main", target)["work"]["state"] == "queued"
+    status = service.storage.get_image_status("main", target)
+    assert status["verdict"] == {"state": "interrupted", "final": True, "reason": "host 9 is not in the lockspace"}
+    asked = service.storage.get_image_status("main", target, "another job")
+    assert (asked["verdict"]["state"], asked["work"]["state"]) == ("superseded", "interrupted")
 
 
 # -- durable before it is told (trap 27) -----------------------------------------------------------------------------

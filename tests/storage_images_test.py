@@ -95,14 +95,33 @@ def test_owner_is_read_before_the_record(shelf: Shelf, monkeypatch: pytest.Monke
     assert (answer["owners"], answer["record"]["work"]["state"]) == ([], "done")
 
 
+def test_job_that_begins_between_the_reads_looks_alive(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody owned the image, then the record says running: the owner is asked again (trap 22)."""
+    target = shelf.begin_copy()["image_id"]
+    real, begun = leases.owners, leases.Session()
+
+    def owners(lease: leases.Lease) -> list[dict[str, int]]:
+        found = real(lease)
+        if shelf.image(target)["work"]["state"] == "queued":
+            begun.acquire([lease], 1)
+            shelf.change(target, work={**shelf.image(target)["work"], "state": "running"})
+        return found
+
+    monkeypatch.setattr(leases, "owners", owners)
+    with begun:
+        answer = reading.status(shelf.repo, {"image_id": target})
+    assert answer["record"]["work"]["state"] == "running"
+    assert [owner["host_id"] for owner in answer["owners"]] == [1]
+
+
 def test_lease_of_a_life_before_is_nobodys(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a crash of the host its name stays on storage; only sanlock knows that no process has the lease."""
     disk = shelf.disk()
-    stale = [{"host_id": 1, "generation": 1, "timestamp": 5, "io_timeout": 0, "flags": 0}, {"host_id": 7}]
-    monkeypatch.setattr(leases, "owners", lambda lease: stale)  # a crash of this host cannot be had here
-    assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [7]
+    own, other = {"host_id": 1, "generation": 1}, {"host_id": 7, "generation": 3}
+    monkeypatch.setattr(leases, "owners", lambda lease: [own, other])  # a crash of this host cannot be had here
+    assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [other]
     with leases.Session() as holder, holder.holding([shelf.repo.slot(disk).data_lease()], 1):
-        assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [1, 7]
+        assert reading.status(shelf.repo, {"image_id": disk})["owners"] == [own, other]
 
 
 def test_reading_works_without_sanlock(shelf: Shelf, world: storage_fixture.World, tmp_path: Path) -> None:

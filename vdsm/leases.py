@@ -81,6 +81,20 @@ def ordered(leases: Iterable[Lease]) -> list[Lease]:
     return [strongest[key] for key in sorted(strongest)]
 
 
+class Host(NamedTuple):
+    """A host in a lockspace: free (left it), live, failing (does not renew), dead, or unknown (seen for too short a
+    time). Each join has another generation."""
+
+    state: str
+    generation: int
+
+
+HOST_STATES = {
+    **{sanlock.HOST_FREE: "free", sanlock.HOST_LIVE: "live", sanlock.HOST_FAIL: "failing"},
+    **{sanlock.HOST_DEAD: "dead", sanlock.HOST_UNKNOWN: "unknown"},
+}
+
+
 class Session:
     """One registration with sanlock: what this process holds. Close it only when nothing can write any more."""
 
@@ -267,13 +281,13 @@ def leave(lockspace: Lockspace) -> None:
         raise _failed("rem_lockspace", lockspace, error) from error
 
 
-def hosts(lockspace_name: str) -> dict[int, int]:
-    """{host id: HOST_* flag} as this host's daemon knows them; empty while it does not know yet."""
+def hosts(lockspace_name: str) -> dict[int, Host]:
+    """The hosts that are or were in the lockspace, as this host's daemon knows; empty while it does not know yet."""
     try:
         found = sanlock.get_hosts(lockspace_name.encode())
     except sanlock.SanlockException:
         return {}  # not joined, or joined a moment ago
-    return {host["host_id"]: host["flags"] for host in found}
+    return {host["host_id"]: Host(HOST_STATES[host["flags"]], host["generation"]) for host in found}
 
 
 # -- resources -------------------------------------------------------------------------------------------------------
@@ -355,11 +369,8 @@ def _could_succeed(lease: Lease) -> bool:
 
     Costs nothing while all other hosts of the lockspace are well: only then are the owners read (trap 8).
     """
-    waiting = (sanlock.HOST_FAIL, sanlock.HOST_UNKNOWN)
-    known = hosts(lease.lockspace)
-    if not any(flag in waiting for flag in known.values()):
-        return True
-    return not any(known.get(owner["host_id"]) in waiting for owner in owners(lease))
+    waiting = {host_id for host_id, host in hosts(lease.lockspace).items() if host.state in ("failing", "unknown")}
+    return not waiting or not any(owner["host_id"] in waiting for owner in owners(lease))
 
 
 def _is_held(errno: int) -> bool:

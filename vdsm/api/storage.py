@@ -85,6 +85,10 @@ class ImageParams(verb.Params):
     image_id: str = pydantic.Field(description="the image")
 
 
+class StatusParams(ImageParams):
+    job_id: str | None = pydantic.Field(None, description="job whose fate is asked for; the last one when left out")
+
+
 class RemoveParams(ImageParams):
     options: Options = Options()
 
@@ -131,7 +135,10 @@ class Work(verb.Result):
     job_id: str | None = pydantic.Field(description="null: done within a call")
     kind: str
     host_id: int = pydantic.Field(alias="hostID")
-    state: str = pydantic.Field(description="queued, running, committing, done, failed, aborted or interrupted")
+    state: str = pydantic.Field(
+        description="queued, running, committing, done, failed, aborted, interrupted or fenced: as the verdict has it, "
+        "or, when that is unknown, as written last"
+    )
     stage: int | None
     stages: int | None
     stage_name: str | None
@@ -141,6 +148,18 @@ class Work(verb.Result):
     @classmethod
     def of(cls, work: dict[str, Any] | None) -> "Work | None":
         return None if work is None else cls(**{name: work[name] for name in cls.model_fields})
+
+
+class Verdict(verb.Result):
+    """The fate of a job, told from the record, the owners of the data lease and the states of their hosts."""
+
+    state: str = pydantic.Field(
+        description="queued, running, committing, done, failed, aborted, interrupted (nobody is at it any more), "
+        "fenced, superseded (other work is there now), absent (there is no such work), or unknown (a host's state "
+        "is not known yet)"
+    )
+    final: bool = pydantic.Field(description="false: it may change by itself, ask again")
+    reason: str | None = pydantic.Field(description="in words, where the state does not say it all")
 
 
 class ImageStatus(verb.Result):
@@ -154,6 +173,7 @@ class ImageStatus(verb.Result):
     percent_complete: int = pydantic.Field(alias="percent_complete", description="0 to 100 of the stage; -1: not known")
     last_error: str | None = pydantic.Field(alias="last_error", description="why the last work ended without a result")
     work: Work | None = pydantic.Field(description="the last work; null: none yet")
+    verdict: Verdict = pydantic.Field(description="the fate of the last work, or of the job that was asked for")
 
 
 class Storage:
@@ -288,9 +308,11 @@ class Storage:
         )
 
     @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)
-    def getImageStatus(self, params: ImageParams) -> ImageStatus:
-        """How an image is, from its record: any host may ask, at any time."""
-        found = self._storage.get_image_status(repository_id=params.repository_id, image_id=params.image_id)
+    def getImageStatus(self, params: StatusParams) -> ImageStatus:
+        """How an image is and what became of the work on it, from storage: any host may ask, at any time."""
+        found = self._storage.get_image_status(
+            repository_id=params.repository_id, image_id=params.image_id, job_id=params.job_id
+        )
         return ImageStatus(**{**found, "work": Work.of(found["work"])})
 
     @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=_NO_IMAGE)

@@ -1,14 +1,19 @@
 """All jobs of this host: what the API asks and what events tell. In memory alone."""
 
+import collections
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from vdsm import errors, events
 from vdsm.jobs import job, pool
 
 PROGRESS_EVENT_S = 1.0  # between two events of one job that tell mere progress
+
+# Where a job stands with this agent: it has it, or its request is being committed; it had it; it knows nothing of it.
+ACTIVE, ENDED, STRANGE = "active", "ended", "strange"
 
 Infos = list[job.Info]
 
@@ -31,6 +36,7 @@ class Registry:
         self._ended: deque[job.Job] = deque()  # in the order of their end
         self._told: dict[str, float] = {}  # when progress was last published, of running jobs
         self._callbacks: dict[str, list[Callable[[job.Info], None]]] = {}
+        self._expected: collections.Counter[str] = collections.Counter()
 
     def add(self, request: job.JobRequest) -> job.Info:
         """Queues a new job. A request that is here already, same id and same content, is answered with its job.
@@ -52,6 +58,27 @@ class Registry:
                 del self._jobs[request.job_id]
             raise
         return new.info()
+
+    @contextlib.contextmanager
+    def expecting(self, job_id: str) -> Iterator[None]:
+        """Inside the block the job's request is committed on storage, and then added: whoever reads the record in
+        between must not take the work for dead."""
+        with self._lock:
+            self._expected[job_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected[job_id] -= 1
+                self._expected += collections.Counter()  # drops what is zero
+
+    def standing(self, job_id: str | None) -> str:
+        """ACTIVE, ENDED or STRANGE."""
+        with self._lock:
+            known = self._jobs.get(job_id or "")
+            if known is None:
+                return ACTIVE if job_id in self._expected else STRANGE
+            return ENDED if known.final else ACTIVE
 
     def get(self, job_id: str) -> job.Info:
         """Raises `NoSuchJob`."""

@@ -170,9 +170,12 @@ class Storage:
         """The id is gone at return; what other images are based on stays with them."""
         self._images.remove(repository_id, _id(image_id), _options(options))
 
-    def get_image_status(self, repository_id: str, image_id: str) -> dict[str, Any]:
-        """{image_id, status, generation, host_id, stage "X/Y", percent_complete, last_error, work}."""
-        return self._images.status(repository_id, _id(image_id))
+    def get_image_status(self, repository_id: str, image_id: str, job_id: str | None = None) -> dict[str, Any]:
+        """{image_id, status, generation, host_id, stage "X/Y", percent_complete, last_error, work, verdict}.
+
+        verdict: {state, final, reason}, the fate of the last work or of the job `job_id`; `verdicts.py` has them.
+        """
+        return self._images.status(repository_id, _id(image_id), job_id)
 
     def get_image(self, repository_id: str, image_id: str) -> dict[str, Any]:
         """{image_id, repo_id, kind, status, size, stored_size, generation, user_data, created}; sizes in bytes."""

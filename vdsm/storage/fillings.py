@@ -55,9 +55,11 @@ class Fillings:
         digest = models.digest(order.verb, order.request)
         told = {"verb": order.verb, "image_id": order.image_id, "job_id": job_id, "digest": digest}
         asked = {name: order.request[name] for name in ("strategy", "user_data")}
-        begun: Answer = self._connections.write(repo_id, order.intent, {**order.wanted, **told, **asked})
+        with self._jobs.expecting(job_id):
+            begun: Answer = self._connections.write(repo_id, order.intent, {**order.wanted, **told, **asked})
+            if begun["job_id"] == job_id:
+                self._register(self._job(repo_id, order, job_id, digest), order.reads)
         if begun["job_id"] == job_id:
-            self._register(self._job(repo_id, order, job_id, digest), order.reads)
             self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "begun", "job_id": job_id})
         return begun
 

@@ -6,9 +6,11 @@ from any thread and touch no storage.
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from vdsm import errors
 from vdsm.jobs import job, registry
+from vdsm.storage import models, verdicts
 
 _ACTIVE = (job.Status.PENDING, job.Status.RUNNING, job.Status.ABORTING)
 
@@ -54,9 +56,24 @@ class Holders:
                     image_id=image_id, job_id=info["id"], state=info["status"], host_id=self._host_id
                 )
 
-    def waiting(self, job_id: str | None) -> bool:
-        """Whether this agent has the job and it has not ended."""
-        return any(info["id"] == job_id for info in self._active())
+    def judge(
+        self, read: Callable[[], dict[str, Any]], job_id: str | None = None
+    ) -> tuple[dict[str, Any], verdicts.Verdict]:
+        """What `read` answers, `reading.evidence`, and the fate of the record's work or of the job `job_id`.
+
+        A job of this agent that has ended has written how, perhaps after the record was read: then it is read again.
+        """
+        evidence = read()
+        work = evidence["record"]["work"]
+        if models.is_open(evidence["record"]) and self._jobs.standing(work["job_id"]) == registry.ENDED:
+            evidence = read()
+        return evidence, self.verdict(evidence, job_id)
+
+    def verdict(self, evidence: dict[str, Any], job_id: str | None = None) -> verdicts.Verdict:
+        """`judge` of what was read a moment ago."""
+        work = evidence["record"]["work"] or {}
+        at_it = self._jobs.standing(work.get("job_id")) == registry.ACTIVE
+        return verdicts.judge(evidence, verdicts.Here(self._host_id, models.boot_id(), at_it), job_id)
 
     def users(self, repo_ids: Iterable[str], image_ids: Iterable[str]) -> list[str]:
         """Jobs for the repositories and for these images of theirs, and VMs on them, in words."""

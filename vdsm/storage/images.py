@@ -4,11 +4,12 @@ Every method blocks for children of the repositories that it names, never longer
 called from any thread. `options` has all of `OPTIONS`. Answers are plain dictionaries in snake_case.
 """
 
+import functools
 from typing import Any
 
 from vdsm import config, errors, events, ids, logs
 from vdsm.record import Record
-from vdsm.storage import chain, connected, diskplans, fillings, holders, models
+from vdsm.storage import chain, connected, diskplans, fillings, holders, models, verdicts
 
 _log = logs.get("storage.images")
 
@@ -32,7 +33,6 @@ class Images:
         jobs: fillings.Fillings,
         at_it: holders.Holders,
     ) -> None:
-        self._host_id = settings.host.id
         self._import_dirs = list(settings.storage.import_dirs)
         self._events = log
         self._connections = connections
@@ -120,23 +120,16 @@ class Images:
     def all(self, repo_id: str) -> list[Answer]:
         return [_shown(repo_id, image) for image in self._connections.read(repo_id, "images", {})]
 
-    def status(self, repo_id: str, image_id: str) -> Answer:
-        """How the image is. `work` is as the record has it, but its state "interrupted" when nobody is at it."""
-        found = self._connections.read(repo_id, "status", {"image_id": image_id})
-        image, work = found["record"], found["record"]["work"]
-        if work is not None:
-            work = {**work, "state": self._verdict(work, found["owners"])}
+    def status(self, repo_id: str, image_id: str, job_id: str | None) -> Answer:
+        """How the image is, and the fate of its last work, or of the job `job_id` (`verdicts.py`)."""
+        ask = functools.partial(self._connections.read, repo_id, "status", {"image_id": image_id})
+        found, verdict = self._holders.judge(ask, job_id)
+        image = found["record"]
+        work = verdicts.shown(image["work"], self._holders.verdict(found))
         shown = {name: image[name] for name in ("status", "generation")}
         host_id = (work or image["writer"])["host_id"]
-        return {"image_id": image["id"], **shown, "host_id": host_id, **_progress(work), "work": work}
-
-    def _verdict(self, work: dict[str, Any], owners: list[int] | None) -> str:
-        """Open work is dead when nobody owns the image and no queue has the job: the owners were read first."""
-        state: str = work["state"]
-        if state not in models.OPEN or owners is None or owners or self._holders.waiting(work["job_id"]):
-            return state
-        elsewhere = state == "queued" and work["host_id"] != self._host_id  # another host's queue is not known here
-        return state if elsewhere else "interrupted"
+        told = {"work": work, "verdict": verdict.told()}
+        return {"image_id": image["id"], **shown, "host_id": host_id, **_progress(work), **told}
 
     # -- for VMs and their jobs --------------------------------------------------------------------------------------
 

@@ -229,7 +229,9 @@ def _target(repo: Repository, argument: Argument) -> record.Record:
     data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
     asked = {name: argument[name] for name in ("kind", "size_bytes", "strategy", "user_data", "digest")}
     names = {"source": argument["source"]}
-    work = models.work(argument["verb"], repo.host_id, names, job_id=argument["job_id"])
+    since = repo.host_generation(repo.slot(argument["image_id"]))
+    job_id = argument["job_id"]
+    work = models.work(argument["verb"], repo.host_id, names, job_id=job_id, host_generation=since)
     return models.new({"id": argument["image_id"], "data": data, **asked}, repo.host_id, work)
 
 

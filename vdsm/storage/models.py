@@ -18,8 +18,10 @@ An image's record (`vdsm/record.py` has the bytes) has these fields:
     work         what is being done to it, or how the last work ended; None before the first
     writer       {"host_id", "boot_id"} of the last change
 
-`work` is {"job_id" (None: done within a call), "kind", "host_id", "boot_id", "state", "stage", "stages", "stage_name",
-"percent", "error", "names"}. `names` are the things that are being made:
+`work` is {"job_id" (None: done within a call), "kind", "host_id", "boot_id", "host_generation", "state", "stage",
+"stages", "stage_name", "percent", "error", "names"}. `host_generation` is the host's in the lockspace when it queued
+the job, so that others can tell whether it has been away since. What the states mean: `verdicts.py`. `names` are
+the things that are being made:
 
     createSnapshot, in the disk      {"snapshot": id, "data": name of the disk's new data}
     createSnapshot, in the snapshot  {"disk": id}
@@ -103,10 +105,12 @@ def new(fields: dict[str, Any], host_id: int, work: dict[str, Any]) -> record.Re
     return {**blank, **fields, **fixed}
 
 
-def work(kind: str, host_id: int, names: dict[str, Any], *, job_id: str | None = None) -> dict[str, Any]:
+def work(
+    kind: str, host_id: int, names: dict[str, Any], *, job_id: str | None = None, host_generation: int | None = None
+) -> dict[str, Any]:
     """Work that is queued for a job, or, without one, running within the call."""
     return {
-        **{"job_id": job_id, "kind": kind, **writer(host_id)},
+        **{"job_id": job_id, "kind": kind, **writer(host_id), "host_generation": host_generation},
         **{"state": "queued" if job_id else "running", "stage": 0, "stages": 1, "stage_name": ""},
         **{"percent": -1, "error": None, "names": names},
     }

@@ -1,13 +1,16 @@
 """What is asked about images and VMs. Takes no lease, needs no lockspace; runs in an I/O child."""
 
+from collections.abc import Callable
 from typing import Any
 
-from vdsm import errors, leases
+from vdsm import errors, leases, record
 from vdsm.record import Record
 from vdsm.storage import chain
 from vdsm.storage.repository import Repository
 
 Argument = dict[str, Any]
+
+_RESTS = 5  # looks for a record that does not change meanwhile: work writes it at most every few seconds
 
 
 def find(repo: Repository, argument: Argument) -> Record | None:
@@ -27,24 +30,42 @@ def images(repo: Repository, argument: Argument) -> list[Record]:
 
 
 def status(repo: Repository, argument: Argument) -> dict[str, Any]:
-    """The record of `image_id`, and `owners`: ids of the hosts whose processes hold its data lease, exclusive or not.
+    """The `evidence` of `image_id`. Deleted ones are gone."""
+    image_id = argument["image_id"]
+    return evidence(repo, repo.slot(image_id), lambda: _existing(repo, image_id))
 
-    The owners are read first: what ends between the two reads looks finished, never interrupted (trap 22). None when
-    sanlock cannot be asked.
+
+def evidence(repo: Repository, slot: record.Slot, read: Callable[[], Record]) -> dict[str, Any]:
+    """All that tells the fate of an entity's last work (`verdicts.judge`): {"record", "owners", "hosts"}.
+
+    owners   [{"host_id", "generation"}] of the hosts whose processes hold its data lease, exclusive or not; None when
+             sanlock cannot be asked
+    hosts    [{"host_id", "generation", "state"}] of the lockspace; None while this host does not know them
+
+    The record is the same before and after the others were read: what began or ended in between would look dead (trap
+    22). Where it never rests, its last state counts, and the owners were read before it.
     """
-    owners = _owners(repo, argument["image_id"])
-    return {"record": _existing(repo, argument["image_id"]), "owners": owners}
+    known = read()
+    for _ in range(_RESTS):
+        owners, hosts = _owners(repo, slot), leases.hosts(slot.lockspace)
+        before, known = known, read()
+        if known["version"] == before["version"]:
+            break
+    listed = [{"host_id": host_id, **host._asdict()} for host_id, host in hosts.items()]
+    return {"record": known, "owners": owners, "hosts": listed or None}
 
 
-def _owners(repo: Repository, image_id: str) -> list[int] | None:
-    lease = repo.slot(image_id).data_lease()
+def _owners(repo: Repository, slot: record.Slot) -> list[dict[str, int]] | None:
+    lease = slot.data_lease()
     try:
-        found = {owner["host_id"] for owner in leases.owners(lease)}
+        found = leases.owners(lease)
     except errors.LeaseFailed:
         return None
-    if repo.host_id in found and not leases.local_pids(lease):
-        found.discard(repo.host_id)  # on storage from a life before: this host crashed, and nobody took it since
-    return sorted(found)
+    own = [owner for owner in found if owner["host_id"] == repo.host_id]
+    if own and not leases.local_pids(lease):
+        # On storage from a life before: this host crashed, and nobody took it since.
+        found = [owner for owner in found if owner not in own]
+    return [{"host_id": owner["host_id"], "generation": owner["generation"]} for owner in found]
 
 
 def layers(repo: Repository, argument: Argument) -> dict[str, Any]:

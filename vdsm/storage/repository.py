@@ -174,6 +174,11 @@ class Repository(abc.ABC):
             self._refuse_gone(error, image_id)
             raise
 
+    def host_generation(self, slot: record.Slot) -> int | None:
+        """This host's generation in the lockspace, as the data lease says that this process holds."""
+        own = [owner for owner in leases.owners(slot.data_lease()) if owner["host_id"] == self.host_id]
+        return own[0]["generation"] if own else None
+
     def keep(self, session: leases.Session, image_id: str) -> None:
         """Holds an image's data lease exclusively from here on; taken if this session has it not yet.
 

@@ -25,18 +25,20 @@ def claim_vm(repo: Repository, session: leases.Session, argument: Argument) -> r
         raise errors.NoSuchVm(vm_id=vm_id)
     try:
         with session.holding([slot.data_lease()], LEASE_WAIT_S):
-            return record.update(session, slot, lambda vm: _claimed(repo, vm, argument))
+            since = repo.host_generation(slot)
+            return record.update(session, slot, lambda vm: _claimed(repo, vm, argument, since))
     except errors.LeaseHeld as error:
         raise errors.VmRuns(vm_id=vm_id, holder=error.facts["holder"]) from error
 
 
-def _claimed(repo: Repository, vm: record.Record, argument: Argument) -> record.Record | None:
+def _claimed(repo: Repository, vm: record.Record, argument: Argument, since: int | None) -> record.Record | None:
     if models.is_open(vm):
         if vm["work"]["job_id"] == argument["job_id"]:
             return None
         raise errors.VmRuns(vm_id=vm["id"], holder=f"job {vm['work']['job_id']} ({vm['work']['state']})")
     models.check_generation(vm, argument["generation"])
-    work = models.work(argument["kind"], repo.host_id, argument["names"], job_id=argument["job_id"])
+    job_id, names = argument["job_id"], argument["names"]
+    work = models.work(argument["kind"], repo.host_id, names, job_id=job_id, host_generation=since)
     return {**vm, "work": work, "writer": models.writer(repo.host_id)}
 
 

@@ -100,7 +100,15 @@ class VmJobs:
         self, kind: str, vm_id: str, repos: list[str], argument: Options, names: dict[str, Any], options: Options
     ) -> Answer:
         """Claims the VM and registers the job. Raises what either raises; then the VM is not claimed."""
-        repo_id, job_id = repos[0], options["job_id"] or ids.new()
+        job_id = options["job_id"] or ids.new()
+        with self._jobs.expecting(job_id):
+            self._claim(kind, vm_id, repos, argument, names, {**options, "job_id": job_id})
+        return {"job_id": job_id}
+
+    def _claim(
+        self, kind: str, vm_id: str, repos: list[str], argument: Options, names: dict[str, Any], options: Options
+    ) -> None:
+        repo_id, job_id = repos[0], options["job_id"]
         slot = self._storage.claim_vm(
             repo_id, vm_id, job_id=job_id, kind=kind, generation=options["generation"], names=names
         )
@@ -123,4 +131,3 @@ class VmJobs:
         except errors.VdsmError:
             self._storage.unclaim_vm(repo_id, vm_id, job_id)
             raise
-        return {"job_id": job_id}
