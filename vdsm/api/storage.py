@@ -76,6 +76,9 @@ class SnapshotParams(verb.Params):
 class CopyParams(verb.Params):
     target_repo_id: str = pydantic.Field(description=_TARGET)
     image_id: str = pydantic.Field(description="image to copy, looked for in all connected repositories")
+    base_image_id: str | None = pydantic.Field(
+        None, description="image of the target repository; only the difference to it is stored"
+    )
     user_data: dict[str, Any] = pydantic.Field({}, description=_USER_DATA)
     options: Options = Options()
 
@@ -287,12 +290,16 @@ class Storage:
     def copyImage(self, params: CopyParams) -> CreatedImage:
         """Copies an image, with all that lies below it, into a new image, as a job. A snapshot keeps its id.
 
-        The new image's record is on storage when this answers; the source may be in any connected repository.
+        The new image's record is on storage when this answers; the source may be in any connected repository. The
+        difference to a base is found by comparing, so the base may be any image that is not larger. A base that is a
+        disk must not be in use now; it may be used, and removed, afterwards. With strategy performance the whole is
+        stored, raw, whatever the base.
         """
         return CreatedImage(
             **self._storage.copy_image(
                 target_repo_id=params.target_repo_id,
                 image_id=params.image_id,
+                base_image_id=params.base_image_id,
                 user_data=params.user_data,
                 options=params.options.model_dump(),
             )

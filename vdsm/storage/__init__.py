@@ -161,10 +161,20 @@ class Storage:
         return self._images.create_snapshot(target_repo_id, disk_id, user_data or {}, _options(options))
 
     def copy_image(
-        self, target_repo_id: str, image_id: str, user_data: Any = None, options: dict[str, Any] | None = None
+        self,
+        target_repo_id: str,
+        image_id: str,
+        user_data: Any = None,
+        options: dict[str, Any] | None = None,
+        *,
+        base_image_id: str | None = None,
     ) -> dict[str, Any]:
-        """A whole copy: {image_id, job_id}; job_id None when the snapshot is there already. A snapshot keeps its id."""
-        return self._images.copy(target_repo_id, _id(image_id), user_data or {}, _options(options))
+        """A copy: {image_id, job_id}; job_id None when the snapshot is there already. A snapshot keeps its id.
+
+        With a base, which the target repository has, only the difference to it is stored.
+        """
+        base = None if base_image_id is None else ids.check_uuid(base_image_id, "baseImageId")
+        return self._images.copy(target_repo_id, _id(image_id), base, user_data or {}, _options(options))
 
     def remove_image(self, repository_id: str, image_id: str, options: dict[str, Any] | None = None) -> None:
         """The id is gone at return; what other images are based on stays with them."""

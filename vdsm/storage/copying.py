@@ -1,23 +1,26 @@
 """Filling an image from other storage: the job body of copyImage, and the parts that other bodies share.
 
 The request has written the target's record (`intents.begin_copy`): broken, the work queued, the data named. The worker
-holds the target's data lease exclusively and those of the whole source chain shared. Then
+holds the target's data lease exclusively and those of the whole source chain shared, and, when the target's record
+names a base, those of all that the target is going to lie on. Then
 
-    measure     the source's records are as planned; there is room for what the copy needs
-    copy        the data is made anew, whole, past the page cache; flushed to stable storage when the tool has ended
+    measure     the records are as planned; there is room for what a whole copy needs
+    copy        the data is made anew, whole or as the difference to the base (`differences.py`), past the page cache;
+                flushed to stable storage when the tool has ended
     (final)     record: optimized or degraded, generation + 1
 
 A crash leaves a broken target whose record says how far it was; its data is never opened, only replaced or removed.
 Failure: the data goes, the record stays, broken, with the reason. Abort: data, record and slot go.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
-from vdsm.storage import formats, models, qemuimg, removal
+from vdsm.storage import chain, differences, formats, models, qemuimg, removal
 from vdsm.storage.repository import Repository
 
 MEASURE, COPY = STAGES = ("measure", "copy")
@@ -54,17 +57,33 @@ class Filling(worker.Body):
 
 @worker.body("copyImage")
 class CopyImage(Filling):
-    """argument: target, image_id; source (a description), layers (records of the source's chain as planned)."""
+    """argument: target, image_id; source (a description), layers (records of the source's chain as planned).
+
+    The base, if any, is the one that the target's own record names.
+    """
 
     def leases(self, argument: worker.Argument) -> list[leases.Lease]:
-        source = formats.open(argument["source"])
-        chain = [source.slot(layer["id"]).data_lease(shared=True) for layer in argument["layers"]]
-        return [*super().leases(argument), *chain]
+        source, target = formats.open(argument["source"]), self.target(argument)
+        below: list[leases.Lease] = []
+        with contextlib.suppress(errors.ImageNotUsable):  # `run` tells
+            below = [target.slot(image["id"]).data_lease(shared=True) for image in _below(target, argument["image_id"])]
+        layers = [source.slot(layer["id"]).data_lease(shared=True) for layer in argument["layers"]]
+        return [*super().leases(argument), *layers, *below]
 
     def run(self, ctx: worker.Context) -> None:
-        source = formats.open(ctx.argument["source"])
-        check_unchanged(source, ctx.argument["layers"])
-        fill(ctx, self.target(ctx.argument), ctx.record, layers_of(source, ctx.argument["layers"]))
+        source, target = formats.open(ctx.argument["source"]), self.target(ctx.argument)
+        layers = ctx.argument["layers"]
+        check_unchanged(source, layers)
+        if ctx.record["base"] is None:
+            fill(ctx, target, ctx.record, layers_of(source, layers))
+        else:
+            fill_difference(ctx, target, ctx.record, layers_of(source, layers))
+
+
+def _below(repo: Repository, image_id: str) -> list[record.Record]:
+    """All that the image lies on, the nearest first; empty without a base. Raises `ImageNotUsable`."""
+    image = repo.find(image_id)
+    return chain.down(image["base"], repo.find) if image is not None and image["base"] else []
 
 
 def check_unchanged(source: Repository, layers: Sequence[record.Record]) -> None:
@@ -85,11 +104,11 @@ def fill(
     ctx: worker.Context,
     target: Repository,
     image: record.Record,
-    chain: Sequence[qemuimg.Layer],
+    layers: Sequence[qemuimg.Layer],
     *,
     grow: bool = False,
 ) -> None:
-    """Makes the data of `image` a whole copy of `chain`, on stable storage at return. Stages "measure" and "copy".
+    """Makes the data of `image` a whole copy of the chain `layers`, on stable storage at return.
 
     `grow`: the chain is smaller than the image. The worker holds the leases of all of it. Raises `RepositoryFull`,
     before anything is written if that can be known.
@@ -99,23 +118,42 @@ def fill(
     ctx.stage(MEASURE)
     required = image["size_bytes"]  # of a raw image, which is preallocated
     if made.format != models.RAW:
-        required = json.loads(ctx.tool(qemuimg.measure(chain, made.format), limits=limits).stdout)["required"]
+        required = json.loads(ctx.tool(qemuimg.measure(layers, made.format), limits=limits).stdout)["required"]
     if required > target.space().free_bytes:
         raise errors.RepositoryFull(repo_id=target.repo_id)
     ctx.stage(COPY)
     try:
         with target.making(image["data"]["name"]):
-            ctx.tool(qemuimg.convert(chain, made), on_line=lambda line: _tell(ctx, line), limits=limits)
+            ctx.tool(qemuimg.convert(layers, made), on_line=qemuimg.teller(ctx.progress), limits=limits)
             if grow:
                 ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, target.repo_id) from error
 
 
-def _tell(ctx: worker.Context, line: str) -> None:
-    percent = qemuimg.percent(line)
-    if percent is not None:
-        ctx.progress(percent)
+def fill_difference(
+    ctx: worker.Context, target: Repository, image: record.Record, layers: Sequence[qemuimg.Layer]
+) -> None:
+    """`fill` with the difference between `layers` and what the record of `image` says it lies on.
+
+    How much room it needs is known when the comparing is done. Raises `RepositoryFull`, `ImageNotUsable`, and
+    `RecordChanged` when what lies below the base was merged since the leases were named.
+    """
+    ctx.stage(MEASURE)
+    base, held = _below(target, image["id"]), ctx.session.held()
+    for found in base:
+        lease = target.slot(found["id"]).data_lease(shared=True)
+        if not {(lease.lockspace, lease.name, shared) for shared in (True, False)} & held:
+            raise errors.RecordChanged(entity=found["id"], state="it has come to lie below the base")
+        if found["status"] == models.BROKEN:
+            raise errors.ImageNotUsable(image_id=found["id"], status=models.BROKEN)
+    sizes = [found["size_bytes"] for found in base]
+    below = [differences.Below(*one) for one in zip(layers_of(target, base), sizes, strict=True)]
+    ctx.stage(COPY)
+    try:
+        differences.make(ctx, target, image, layers, below)
+    except errors.ToolFailed as error:
+        raise qemuimg.explain(error, target.repo_id) from error
 
 
 # -- for jobs that make images of their own: begin, fill, complete; or discard -----------------------------------------

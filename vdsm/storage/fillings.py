@@ -9,7 +9,7 @@ it, a removal takes it away.
 from dataclasses import dataclass
 from typing import Any
 
-from vdsm import events, ids, undo
+from vdsm import errors, events, ids, undo
 from vdsm.jobs import job, registry
 from vdsm.storage import connected, holders, models
 
@@ -56,11 +56,18 @@ class Fillings:
         told = {"verb": order.verb, "image_id": order.image_id, "job_id": job_id, "digest": digest}
         asked = {name: order.request[name] for name in ("strategy", "user_data")}
         with self._jobs.expecting(job_id):
-            begun: Answer = self._connections.write(repo_id, order.intent, {**order.wanted, **told, **asked})
+            begun = self._commit(repo_id, order.intent, {**order.wanted, **told, **asked})
             if begun["job_id"] == job_id:
                 self._register(self._job(repo_id, order, job_id, digest), order.reads)
         if begun["job_id"] == job_id:
             self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "begun", "job_id": job_id})
+        return begun
+
+    def _commit(self, repo_id: str, intent: str, argument: dict[str, Any]) -> Answer:
+        try:
+            begun: Answer = self._connections.write(repo_id, intent, argument)
+        except errors.ImageInUse as error:
+            raise self._holders.named(error) from error
         return begun
 
     def _job(self, repo_id: str, order: Order, job_id: str, digest: str) -> job.JobRequest:

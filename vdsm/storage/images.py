@@ -63,23 +63,35 @@ class Images:
         self._publish(repo_id, disk_id, "snapshot")
         return made
 
-    def copy(self, repo_id: str, source_id: str, user_data: Any, options: Options) -> Answer:
+    def copy(self, repo_id: str, source_id: str, base_id: str | None, user_data: Any, options: Options) -> Answer:
+        """With `base_id`, an image of the target repository, only the difference to it is stored.
+
+        A base that is a disk must not be in use. For speed the whole is stored all the same, and the base left alone.
+        """
         models.check_user_data(user_data)
         among, hints = options["participating_repositories"], options["image_hints"]
         source = self.plan_copy(source_id, self._connections.find(source_id, among, hints), options["generation"])
         top = source.layers[0]
         origin = {"repo": self._connections.get(source.repo_id).name, "image_id": source_id}
+        if base_id is not None:
+            self._check_base(repo_id, base_id, top, origin)
         order = fillings.Order(
             verb="copyImage",
             intent="begin_copy",
             image_id=_copy_id(top, options["image_id"]),
-            wanted={"kind": top["kind"], "size_bytes": top["size_bytes"], "source": origin},
+            wanted={"kind": top["kind"], "size_bytes": top["size_bytes"], "source": origin, "base": base_id},
             argument={"source": source.description, "layers": source.layers},
-            request={"source": source_id, "strategy": options["strategy"], "user_data": user_data},
+            request={"source": source_id, "base": base_id, "strategy": options["strategy"], "user_data": user_data},
             reads=tuple(layer["id"] for layer in source.layers),
             from_repos=(source.repo_id,),
         )
         return self._fillings.begin(repo_id, order, options)
+
+    def _check_base(self, repo_id: str, base_id: str, top: Record, origin: dict[str, str]) -> None:
+        same = (base_id, self._connections.get(repo_id).name) == (origin["image_id"], origin["repo"])
+        if same and top["kind"] == models.DISK:
+            raise errors.InvalidParameters(parameter="baseImageId", reason="it is the image that is to be copied")
+        self._refuse_active(repo_id, base_id)
 
     def import_file(self, repo_id: str, path: str, image_format: str, user_data: Any, options: Options) -> Answer:
         models.check_user_data(user_data)

@@ -9,15 +9,20 @@ All raise `NoSuchImage`, `ImageInUse` (somebody holds a lease), `ImageBusy` (ope
 and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request) and `RepositoryFull`.
 """
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from vdsm import errors, leases, record, undo
+from vdsm import errors, ids, leases, record, sizes, undo
 from vdsm.storage import chain, models, qemuimg, removal
 from vdsm.storage.repository import Repository
 
 Argument = dict[str, Any]
 Answer = dict[str, Any]
+
+# The tables of an overlay that holds nothing, for the largest disk, take less; one that takes more is not looked at.
+_EMPTY_BYTES = sizes.MIB
 
 
 # -- createVirtualDisk -----------------------------------------------------------------------------------------------
@@ -119,13 +124,19 @@ def create_snapshot(repo: Repository, session: leases.Session, argument: Argumen
             return _answer(_switch(repo, session, disk_id, image_id))
         if known is not None and known["status"] != models.BROKEN:  # or has done it all
             return _answer(known)
-        with undo.Stack() as steps:
-            steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
-            _check_disk(disk, argument)
-            record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument))
-            repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id))  # [C]
-            steps.push("withdraw from the disk", lambda: _withdraw(repo, session, disk))
-            return _answer(_switch(repo, session, disk_id, image_id))
+        return _answer(_split(repo, session, disk, argument))
+
+
+def _split(repo: Repository, session: leases.Session, disk: record.Record, argument: Argument) -> record.Record:
+    """The snapshot `image_id`, which takes over the disk's data, complete. The leases of both are held."""
+    image_id, disk_id = argument["image_id"], disk["id"]
+    with undo.Stack() as steps:
+        steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
+        _check_disk(disk, argument)
+        record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument))
+        repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id))  # [C]
+        steps.push("withdraw from the disk", lambda: _withdraw(repo, session, disk))
+        return _switch(repo, session, disk_id, image_id)
 
 
 def _check_disk(disk: record.Record, argument: Argument) -> None:
@@ -136,7 +147,8 @@ def _check_disk(disk: record.Record, argument: Argument) -> None:
 def _snapshot_of(repo: Repository, disk: record.Record, argument: Argument) -> record.Record:
     kept = {name: disk[name] for name in ("size_bytes", "data", "base", "strategy")}
     asked = {name: argument[name] for name in ("user_data", "digest")}
-    fields = {"id": argument["image_id"], "kind": models.SNAPSHOT, **kept, **asked}
+    hidden = argument.get("hidden", False)
+    fields = {"id": argument["image_id"], "kind": models.SNAPSHOT, "deleted": hidden, **kept, **asked}
     return models.new(fields, repo.host_id, models.work("createSnapshot", repo.host_id, {"disk": disk["id"]}))
 
 
@@ -200,11 +212,13 @@ def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> 
 def begin_copy(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
     """The record of an image that a job is going to fill. Answers {image_id, job_id}; job_id None: it is there already.
 
-    argument: image_id, kind, size_bytes, strategy, user_data, digest, verb, job_id, source (for the record's work). A
-    snapshot keeps its id when it is copied, so the one of that id is the same image: whole it is taken as it is, back
-    from deletion if need be (trap 38).
+    argument: image_id, kind, size_bytes, strategy, user_data, digest, verb, job_id, source (for the record's work),
+    base (an image of this repository to which the difference is to be stored; None or left out: the whole). A snapshot
+    keeps its id when it is copied, so the one of that id is the same image: whole it is taken as it is, back from
+    deletion if need be (trap 38).
 
-    Killed: before [C] at most a slot without a record; after it a broken image whose work is queued.
+    Killed: before [C] at most a slot without a record, and a base that was a disk lies on its hidden snapshot, or is
+    about to; after it a broken image whose work is queued.
     """
     image_id = argument["image_id"]
     known = repo.find(image_id)
@@ -216,15 +230,75 @@ def begin_copy(repo: Repository, session: leases.Session, argument: Argument) ->
     fast = argument["strategy"] == models.PERFORMANCE
     if fast and repo.space().free_bytes < argument["size_bytes"]:
         raise errors.RepositoryFull(repo_id=repo.repo_id)
-    repo.allocate(session, repo.slot(image_id))
-    with repo.owning(session, exclusive=[image_id]):
-        known = same_request(repo, argument)
-        if known is None:
-            known = record.create(repo.slot(image_id), _target(repo, argument))  # [C]
-        return _answer(known)
+    with _frozen(repo, session, argument) as base:
+        repo.allocate(session, repo.slot(image_id))
+        with repo.owning(session, exclusive=[image_id]):
+            known = same_request(repo, argument)
+            if known is None:
+                known = record.create(repo.slot(image_id), _target(repo, argument, base))  # [C]
+            return _answer(known)
 
 
-def _target(repo: Repository, argument: Argument) -> record.Record:
+@contextlib.contextmanager
+def _frozen(repo: Repository, session: leases.Session, argument: Argument) -> Iterator[str | None]:
+    """The immutable image to which the difference is stored, None for none. Held from before it is checked to the
+    block's end (trap 36), when a record names it.
+
+    A base that is a disk will be written again: its data becomes a hidden snapshot, the disk an overlay on it, under
+    its exclusive lease (trap 35). For speed nothing is stored as a difference, so the base is only checked.
+    """
+    base_id = argument.get("base")
+    if base_id is None or argument["strategy"] == models.PERFORMANCE:
+        if base_id is not None:
+            models.check_usable(repo.get(base_id))
+        yield None
+    elif repo.get(base_id)["kind"] == models.SNAPSHOT:
+        with repo.owning(session, shared=[base_id]):
+            _check_below(repo.get(base_id), argument)
+            yield base_id
+    else:
+        roll_forward(repo, session, {"image_id": base_id})
+        with repo.owning(session, exclusive=[base_id]):
+            base = repo.get(base_id)
+            _check_below(base, argument)
+            with _half(repo, session, base) as hidden_id:
+                yield hidden_id
+
+
+def _check_below(base: record.Record, argument: Argument) -> None:
+    models.check_usable(base)
+    if base["size_bytes"] > argument["size_bytes"]:
+        reason = f"it has {base['size_bytes']} bytes, the image to be copied only {argument['size_bytes']}"
+        raise errors.InvalidParameters(parameter="baseImageId", reason=reason)
+
+
+@contextlib.contextmanager
+def _half(repo: Repository, session: leases.Session, disk: record.Record) -> Iterator[str]:
+    """The snapshot that holds all that the disk shows, held inside the block: a new, hidden one, unless nothing was
+    written since the one was made on which the disk lies."""
+    below = repo.find(disk["base"]) if disk["base"] else None
+    if below is not None and _is_empty(repo, session, disk):
+        with repo.owning(session, shared=[below["id"]]):
+            yield below["id"]
+        return
+    hidden_id = ids.new()
+    repo.allocate(session, repo.slot(hidden_id))
+    with repo.owning(session, exclusive=[hidden_id]):
+        asked: Argument = {"image_id": hidden_id, "user_data": {}, "digest": "", "generation": None, "hidden": True}
+        yield str(_split(repo, session, disk, asked)["id"])
+
+
+def _is_empty(repo: Repository, session: leases.Session, disk: record.Record) -> bool:
+    """Whether the disk's data, an overlay, holds nothing itself."""
+    data = disk["data"]
+    if repo.allocated_bytes(data["name"]) > _EMPTY_BYTES:
+        return False
+    layer = qemuimg.Layer(repo.data_path(data["name"]), data["format"])
+    said = qemuimg.run(qemuimg.extents(layer), (session.fd, *repo.tool_fds), disk["size_bytes"])
+    return not any(extent["present"] for extent in json.loads(said))
+
+
+def _target(repo: Repository, argument: Argument, base: str | None) -> record.Record:
     fast = argument["strategy"] == models.PERFORMANCE
     data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
     asked = {name: argument[name] for name in ("kind", "size_bytes", "strategy", "user_data", "digest")}
@@ -232,7 +306,7 @@ def _target(repo: Repository, argument: Argument) -> record.Record:
     since = repo.host_generation(repo.slot(argument["image_id"]))
     job_id = argument["job_id"]
     work = models.work(argument["verb"], repo.host_id, names, job_id=job_id, host_generation=since)
-    return models.new({"id": argument["image_id"], "data": data, **asked}, repo.host_id, work)
+    return models.new({"id": argument["image_id"], "data": data, "base": base, **asked}, repo.host_id, work)
 
 
 def _present(repo: Repository, session: leases.Session, known: record.Record, argument: Argument) -> Answer:

@@ -8,7 +8,7 @@ The functions build argument lists; `run` is for the quick ones, jobs run the lo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vdsm import errors, programs, sizes
@@ -18,6 +18,7 @@ from vdsm.storage import models
 QUICK_S = 25.0
 # Parallel coroutines of a raw copy: what it takes to keep a disk busy.
 _COROUTINES = 16
+_CACHED, _UNCACHED = {"direct": False}, {"direct": True}
 
 
 class Layer(NamedTuple):
@@ -31,11 +32,14 @@ def source(chain: Sequence[Layer]) -> str:
     """The name under which qemu-img opens `chain`, top first, without looking at what the headers name."""
     node: dict[str, Any] | None = None
     for layer in reversed(chain):
-        below = node
-        node = {"driver": layer.format, "file": {"driver": "file", "filename": layer.path}}
-        if layer.format != models.RAW:
-            node["backing"] = below
+        node = _node(layer, node)
     return "json:" + json.dumps(node)
+
+
+def _node(layer: Layer, below: dict[str, Any] | None) -> dict[str, Any]:
+    """A layer on the node `below`, in QEMU's words. None is an explicit end; what is raw has nothing below it."""
+    node: dict[str, Any] = {"driver": layer.format, "file": {"driver": "file", "filename": layer.path}}
+    return node if layer.format == models.RAW else {**node, "backing": below}
 
 
 def create(target: Layer, size_bytes: int, backing: Layer | None = None) -> list[str]:
@@ -59,6 +63,37 @@ def convert(chain: Sequence[Layer], target: Layer) -> list[str]:
     return ["qemu-img", "convert", "-p", *fast, *uncached, "-O", target.format, source(chain), target.path]
 
 
+def stand_in(path: str, layer: Layer, size_bytes: int, below: str | None) -> list[str]:
+    """An image that holds nothing itself and shows what `layer` does, on the stand-in `below`.
+
+    The header names both with their formats, so whoever opens `path` by its name alone reads no other header for what
+    lies below. The stand-ins are read through the page cache, for they may be in memory, the layers are not.
+    """
+    lower: dict[str, Any] | None = None
+    if below is not None:  # its header tells what it stands for: it is ours
+        lower = {"driver": models.QCOW2, "file": {"driver": "file", "filename": below}, "cache": _CACHED}
+    node = _node(layer, lower)
+    described = "json:" + json.dumps({**node, "cache": _UNCACHED})
+    return ["qemu-img", "create", "-q", "-f", models.QCOW2, "-u", "-b", described, "-F", layer.format, path,
+            str(size_bytes)]  # fmt: skip
+
+
+def rebase(overlay: Layer, chain: Sequence[Layer], backing: Layer) -> list[str]:
+    """Writes into `overlay`, which lies on `chain`, all that differs between that and `backing`, with progress.
+
+    What overlay and chain show together, overlay and backing do afterwards. `backing` is opened by its name, as its
+    header says: give a stand-in.
+    """
+    caches = ["-t", "none", "-T", "writeback"]  # of overlay and chain, and of the stand-in
+    return ["qemu-img", "rebase", "-p", *caches, "-b", backing.path, "-F", backing.format, source([overlay, *chain])]
+
+
+def name_backing(overlay: Layer, backing: Layer) -> list[str]:
+    """Writes into the overlay's header what lies below it, as `create` does; nothing but the header is touched."""
+    where = ["-b", backing.path.rpartition("/")[2], "-F", backing.format]
+    return ["qemu-img", "rebase", "-q", "-u", "-f", overlay.format, *where, overlay.path]
+
+
 def resize(target: Layer, size_bytes: int) -> list[str]:
     """Grows an image."""
     return ["qemu-img", "resize", "-q", "-f", target.format, target.path, str(size_bytes)]
@@ -69,10 +104,26 @@ def measure(chain: Sequence[Layer], target_format: str) -> list[str]:
     return ["qemu-img", "measure", "--output", "json", "-O", target_format, source(chain)]
 
 
+def extents(layer: Layer) -> list[str]:
+    """Prints JSON: the extents of `layer` without what lies below, each "present" when the file itself tells it."""
+    return ["qemu-img", "map", "--output", "json", source([layer])]
+
+
 def percent(line: str) -> int | None:
     """The whole percents of a progress line, `    (41.23/100%)`."""
     number, slash, _ = line.strip().removeprefix("(").partition("/100%)")
     return int(float(number)) if slash else None
+
+
+def teller(progress: Callable[[int], None]) -> Callable[[str], None]:
+    """Takes a tool's lines and hands on the percents of those that tell progress."""
+
+    def take(line: str) -> None:
+        found = percent(line)
+        if found is not None:
+            progress(found)
+
+    return take
 
 
 def limits(size_bytes: int) -> programs.Limits:
