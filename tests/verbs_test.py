@@ -109,6 +109,9 @@ def test_images_live(client: transport.Client, repo: str) -> None:
 
     client.call("Storage.setImageUserData", {**here, "userData": {"name": "second", "deep": {"list": [1, None]}}})
     assert client.call("Storage.getImage", here)["userData"] == {"name": "second", "deep": {"list": [1, None]}}
+    client.call("Storage.resizeVirtualDisk", {**here, "size": "20000"})
+    assert client.call("Storage.getImage", here)["size"] == 20480
+    assert refusal(client, "Storage.resizeVirtualDisk", {**here, "size": 4096})["key"] == "invalid_parameters"
     status = client.call("Storage.getImageStatus", here)
     assert (status["status"], status["last_error"]) == ("optimized", None)
 

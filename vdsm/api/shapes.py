@@ -40,7 +40,7 @@ class ImageEvent(verb.Result):
 
     repo_id: str = pydantic.Field(description="repository of the image")
     change: str = pydantic.Field(
-        description="created, snapshot, user_data, removed; of a job: begun, and then done, failed or aborted"
+        description="created, snapshot, resized, user_data, removed; of a job: begun, and then done, failed or aborted"
     )
     job_id: str | None = pydantic.Field(None, description="only of a job")
 

@@ -96,6 +96,11 @@ class RemoveParams(ImageParams):
     options: Options = Options()
 
 
+class ResizeParams(ImageParams):
+    size: int = pydantic.Field(gt=0, description="bytes, rounded up to 4096; not less than now")
+    options: Options = Options()
+
+
 class ListParams(verb.Params):
     repository_id: str = pydantic.Field(description="the repository")
 
@@ -303,6 +308,23 @@ class Storage:
                 user_data=params.user_data,
                 options=params.options.model_dump(),
             )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repository_id,
+        errors=(errors.WrongKind, *_CHANGES, *_NO_IMAGE, *_WRITES),
+    )
+    def resizeVirtualDisk(self, params: ResizeParams) -> None:
+        """Grows a disk that nobody uses; it has its new size when this answers. Disks never shrink.
+
+        Cut off by a crash, it is finished when the disk is used next.
+        """
+        self._storage.resize_virtual_disk(
+            repository_id=params.repository_id,
+            image_id=params.image_id,
+            size=params.size,
+            options=params.options.model_dump(),
         )
 
     @verb.verb(

@@ -176,6 +176,12 @@ class Storage:
         base = None if base_image_id is None else ids.check_uuid(base_image_id, "baseImageId")
         return self._images.copy(target_repo_id, _id(image_id), base, user_data or {}, _options(options))
 
+    def resize_virtual_disk(
+        self, repository_id: str, image_id: str, size: int, options: dict[str, Any] | None = None
+    ) -> None:
+        """Grows a disk that nobody uses, to `size` bytes rounded up to 4096. Complete at return."""
+        self._images.resize(repository_id, _id(image_id), size, _options(options))
+
     def remove_image(self, repository_id: str, image_id: str, options: dict[str, Any] | None = None) -> None:
         """The id is gone at return; what other images are based on stays with them."""
         self._images.remove(repository_id, _id(image_id), _options(options))

@@ -69,5 +69,15 @@ def open_snapshot(image: Record) -> str | None:
     return _names(image).get("snapshot") if models.is_open(image) else None
 
 
+def open_resize(image: Record) -> int | None:
+    """The size in bytes that the disk's open work is giving it, if any: to be finished before the disk is used."""
+    return _names(image).get("size_bytes") if models.is_open(image) else None
+
+
+def is_unfinished(image: Record) -> bool:
+    """Whether `intents.roll_forward` has something to finish before the disk is used."""
+    return open_snapshot(image) is not None or open_resize(image) is not None
+
+
 def _names(entity: Record) -> dict[str, Any]:
     return (entity["work"] or {}).get("names") or {}

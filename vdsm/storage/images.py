@@ -118,6 +118,12 @@ class Images:
         _log.info("image %s of %s removed; gone from storage: %s", image_id, repo_id, ", ".join(cleaned) or "nothing")
         self._publish(repo_id, image_id, "removed")
 
+    def resize(self, repo_id: str, disk_id: str, size_bytes: int, options: Options) -> None:
+        self._refuse_active(repo_id, disk_id)
+        argument = {"image_id": disk_id, "size_bytes": models.size(size_bytes), "generation": options["generation"]}
+        self._write(repo_id, "resize_virtual_disk", argument)
+        self._publish(repo_id, disk_id, "resized")
+
     def set_user_data(self, repo_id: str, image_id: str, user_data: Any, options: Options) -> None:
         models.check_user_data(user_data)
         argument = {"image_id": image_id, "user_data": user_data, "generation": options["generation"]}
@@ -146,7 +152,7 @@ class Images:
     # -- for VMs and their jobs --------------------------------------------------------------------------------------
 
     def plan_disk(self, image_id: str, repo_id: str | None, *, writable: bool) -> diskplans.DiskPlan:
-        """How to run on the image. A snapshot of it that was left half made is finished first.
+        """How to run on the image. A snapshot or a new size of it that was left half made is finished first.
 
         Raises `NoSuchImage`, `ImageNotUsable`, `WrongKind`, `ImageBusy`, `ImageInUse`. The plan may be out of date
         at once: QEMU's launcher checks it again under the leases.
@@ -154,7 +160,7 @@ class Images:
         repo_id = repo_id or self._connections.find(image_id)
         self._refuse_active(repo_id, image_id)
         found = self._connections.read(repo_id, "layers", {"image_id": image_id})
-        if chain.open_snapshot(found["images"][0]):
+        if chain.is_unfinished(found["images"][0]):
             self._write(repo_id, "roll_forward", {"image_id": image_id})
             found = self._connections.read(repo_id, "layers", {"image_id": image_id})
         top = found["images"][0]

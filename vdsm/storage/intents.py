@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vdsm import errors, ids, leases, record, sizes, undo
-from vdsm.storage import chain, models, qemuimg, removal
+from vdsm.storage import chain, models, qemuimg, removal, resizing
 from vdsm.storage.repository import Repository
 
 Argument = dict[str, Any]
@@ -165,11 +165,17 @@ def _withdraw(repo: Repository, session: leases.Session, before: record.Record) 
 
 
 def roll_forward(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
-    """Finishes the snapshot that the disk's open work names, if any; returns the disk's record as it then is.
+    """Finishes the snapshot or the new size that the disk's open work names, if any; returns the disk's record as it
+    then is.
 
     argument: image_id (the disk's). Every step may be done twice. Raises `ImageBusy` while its maker is at it.
     """
     disk = repo.get(argument["image_id"])
+    if chain.open_resize(disk) is not None:
+        with repo.owning(session, exclusive=[disk["id"]]):
+            if chain.open_resize(repo.get(disk["id"])) is not None:
+                resizing.finish(repo, session, disk["id"])
+        return repo.get(disk["id"])
     snapshot_id = chain.open_snapshot(disk)
     if snapshot_id is None:
         return disk
@@ -189,6 +195,15 @@ def _switch(repo: Repository, session: leases.Session, disk_id: str, snapshot_id
     changes = {"data": overlay, "base": snapshot_id}
     repo.update(session, disk_id, lambda found: models.done(found, repo.host_id, **changes))
     return snapshot
+
+
+# -- resizeVirtualDisk -----------------------------------------------------------------------------------------------
+
+
+def resize_virtual_disk(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """See `resizing.resize`. What is open on the disk is finished first."""
+    roll_forward(repo, session, {"image_id": argument["image_id"]})
+    return resizing.resize(repo, session, argument)
 
 
 # -- copyImage, importImage ------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ LEASED: dict[str, intents.Intent] = {
     function.__name__: function
     for function in (
         *(intents.create_virtual_disk, intents.create_snapshot, intents.roll_forward, intents.plan_copy),
+        intents.resize_virtual_disk,
         *(intents.begin_copy, intents.withdraw_copy, intents.set_user_data, importing.begin_import),
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmclaims.claim_vm, vmclaims.unclaim_vm),
     )

@@ -25,6 +25,7 @@ the things that are being made:
 
     createSnapshot, in the disk      {"snapshot": id, "data": name of the disk's new data}
     createSnapshot, in the snapshot  {"disk": id}
+    resizeVirtualDisk                {"size_bytes": the disk's new size}
     hidden overlay                   {"disk": id, "data": name of the overlay}
     copyImage, importImage           {"source": ...}
     VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}}

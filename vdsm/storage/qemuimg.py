@@ -95,8 +95,11 @@ def name_backing(overlay: Layer, backing: Layer) -> list[str]:
 
 
 def resize(target: Layer, size_bytes: int) -> list[str]:
-    """Grows an image."""
-    return ["qemu-img", "resize", "-q", "-f", target.format, target.path, str(size_bytes)]
+    """Gives an image another size; what is behind a smaller one is lost. What is new has no space yet.
+
+    What lies below is not opened: it is never larger than what lies on it, so it has nothing to show there.
+    """
+    return ["qemu-img", "resize", "-q", "--shrink", source([target]), str(size_bytes)]
 
 
 def measure(chain: Sequence[Layer], target_format: str) -> list[str]:

@@ -131,6 +131,13 @@ class Repository(abc.ABC):
         """
 
     @abc.abstractmethod
+    def changing(self, name: str) -> contextlib.AbstractContextManager[str]:
+        """The path of data `name`, for a tool to change inside the block; on stable storage at its end.
+
+        Raises OSError when there is none, or when it could not be written.
+        """
+
+    @abc.abstractmethod
     def remove_data(self, name: str) -> None:
         """Removes data; none of that name is fine. It is gone from stable storage at return."""
 

@@ -170,6 +170,14 @@ class FileLayout(repository.Repository):
             os.fdatasync(fd)
         _flush(f"{self.place}/data")
 
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[str]:
+        """See `Repository.changing`; open meanwhile as in `making`."""
+        path = self.data_path(name)
+        with _opened(path, os.O_RDWR) as fd:
+            yield path
+            os.fdatasync(fd)
+
     def remove_data(self, name: str) -> None:
         _remove(self.data_path(name))
 
