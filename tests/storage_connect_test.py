@@ -68,7 +68,7 @@ def test_connect_answers_before_the_lockspace_is_joined(
     disk = service.storage.create_virtual_disk("new", 4096)["image_id"]
     service.storage.remove_image("new", disk)
     service.storage.disconnect_storage_repository("new")
-    assert told(service, "new") == ["joining", "joined", "left", "disconnected"]
+    assert told(service, "new") == ["joining", "joined", "disconnected"]
 
 
 def test_list_tells_space_and_place(service: Service, world: storage_fixture.World) -> None:

@@ -217,7 +217,7 @@ def test_copying_a_deleted_snapshot_back_brings_it_back(shelf: Shelf) -> None:
     snapshot = deleted_snapshot(shelf)
     data = shelf.image(snapshot)["data"]
     again = shelf.begin_copy(image_id=snapshot, kind=models.SNAPSHOT, user_data={"new": 1})
-    assert again == {"image_id": snapshot, "job_id": None}
+    assert again == {"image_id": snapshot, "job_id": None, "undeleted": True}
     image = shelf.image(snapshot)
     assert (image["deleted"], image["data"], image["user_data"]) == (False, data, {"new": 1})
 

@@ -71,23 +71,3 @@ def test_killed_agent_leaves_the_vm_running_and_the_copy_interrupted(
         again.call("VM.destroy", {"vmID": vm_id})
         images.clean_up()
         images.made.clear()
-
-
-def test_a_vm_that_ended_while_the_agent_was_away_is_known_by_its_record(
-    stack: standalone.Stack, repo: str, images: conftest.Images, agent: transport.Client
-) -> None:
-    """Its leases end with QEMU, whoever is there to see it."""
-    disk = images.disk()
-    vm_id = conftest.Machines(agent).started(disks=[{"imageId": disk, "repoId": repo}])
-    stack.kill_agent()
-    conftest.end_domain(stack, vm_id)
-    stack.start_agent()
-    with transport.connect(str(stack.socket_path)) as again:
-        images.client = again
-        conftest.reconnect_repository(stack, repo)
-        assert vm_id not in again.call("Host.getVMList")
-        machines = conftest.Machines(again)
-        machines.started(vmId=vm_id, disks=[{"imageId": disk, "repoId": repo}])
-        machines.clean_up()
-        images.clean_up()
-        images.made.clear()

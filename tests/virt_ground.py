@@ -137,7 +137,11 @@ class Host:
 
     def moves(self, vm_id: str) -> list[str]:
         """The states of a VM as they were published."""
-        return [str(event.params["status"]) for event in self.seen if event.subject == vm_id]
+        return [
+            str(event.params["status"])
+            for event in self.seen
+            if event.subject == vm_id and event.params["change"] in ("created", "state")
+        ]
 
     def held(self, vm_id: str) -> set[tuple[str, bool]]:
         """(name, shared) of what the VM's QEMU holds."""

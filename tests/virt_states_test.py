@@ -83,14 +83,34 @@ def test_a_move_is_published_once_with_its_reason() -> None:
     made, published = a_vm()
     assert made.move(State.UP, "started") is True
     assert made.move(State.UP, "again") is False
-    assert published == [{"status": "Up", "previous": "WaitForLaunch", "reason": "started"}]
+    assert published == [{"change": "state", "status": "Up", "previous": "WaitForLaunch", "reason": "started"}]
 
 
-def test_a_forbidden_move_is_a_mistake_of_ours() -> None:
+def test_a_forbidden_move_is_told_and_not_taken() -> None:
     made, published = a_vm(State.UP)
-    with pytest.raises(ValueError, match="cannot go from Up to WaitForLaunch"):
-        made.move(State.WAIT_FOR_LAUNCH, "why not")
-    assert published == [] and made.state == State.UP
+    since = made.condition
+    assert made.move(State.WAIT_FOR_LAUNCH, "why not") is False
+    assert made.condition is since
+    (told,) = published
+    assert (told["change"], told["status"], told["wanted"]) == ("refused", "Up", "WaitForLaunch")
+    assert "why not" in told["reason"]
+
+
+@pytest.mark.parametrize(("before", "after"), [*itertools.product(State, State)])
+def test_a_vm_moves_along_the_table_and_nowhere_else(before: State, after: State) -> None:
+    made, published = a_vm(before)
+    allowed = after in states.MOVES[before]
+    assert made.move(after, "test") is allowed
+    assert made.state == (after if allowed else before)
+    assert [told["change"] for told in published] == (["state"] if allowed else ["refused"] if after != before else [])
+
+
+def test_a_guest_agent_that_comes_and_goes_is_told_once_each() -> None:
+    made, published = a_vm(State.UP)
+    for connected in (True, True, False, False):
+        made.agent(connected)
+    assert [told["change"] for told in published] == ["agent", "agent"]
+    assert [told["reason"] for told in published] == ["the guest agent is there", "the guest agent has gone"]
 
 
 def test_a_vm_ends_once() -> None:

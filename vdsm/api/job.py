@@ -49,6 +49,12 @@ class JobInfo(verb.Result):
     ended: float | None
 
 
+class JobEvent(JobInfo):
+    """A host job is new, moved, began a stage, told how far it is, or was deleted."""
+
+    deleted: bool = pydantic.Field(description="it ended before, and is not listed any more")
+
+
 class Jobs:
     """Verbs of namespaces Host and Job. They look at this process's own table, so none of them waits for storage."""
 

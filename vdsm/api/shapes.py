@@ -5,7 +5,7 @@ holds the events of the real agent against them.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import alias_generators
@@ -25,11 +25,16 @@ class Event(verb.Result):
 
 
 class VmEvent(verb.Result):
-    """A VM has moved from one state to another."""
+    """A VM has moved from one state to another, or something else happened to it."""
 
-    status: str = pydantic.Field(description="the new state")
-    previous: str | None = pydantic.Field(description="the state before; null: the VM is new")
+    change: Literal["created", "state", "agent", "rebooted", "forgotten", "difference", "refused"] = pydantic.Field(
+        description="what happened; docs/events-and-state.md tells what each means"
+    )
+    status: str | None = pydantic.Field(description="its state now; null: a domain that was not ours is gone")
+    previous: str | None = pydantic.Field(description="of state and difference: the state before; null: it was unknown")
     reason: str = pydantic.Field(description="why")
+    done: str | None = pydantic.Field(None, description="only of a difference: what was done about it")
+    wanted: str | None = pydantic.Field(None, description="only of a refused move: the state it did not go to")
     exit_code: int | None = pydantic.Field(None, description="only with Down: 0 a normal end, 1 an error")
     exit_reason: int | None = pydantic.Field(None, description="only with Down: upstream's number")
     exit_message: str | None = pydantic.Field(None, description="only with Down: how it ended, in words")
@@ -40,16 +45,17 @@ class ImageEvent(verb.Result):
 
     repo_id: str = pydantic.Field(description="repository of the image")
     change: str = pydantic.Field(
-        description="created, snapshot, resized, user_data, removed; of a job: begun, and then done, failed or aborted"
+        description="created, snapshot, resized, user_data, mended, undeleted, changed (by a job on its VM), removed; of a "
+        "job that fills it: begun, and then done, failed or aborted"
     )
     job_id: str | None = pydantic.Field(None, description="only of a job")
 
 
 class RepositoryEvent(verb.Result):
-    """A repository's lockspace has been joined or left, or the repository was disconnected."""
+    """A repository was connected or disconnected, or its lockspace was joined or lost."""
 
     name: str = pydantic.Field(description="persistent name, the same on every host")
-    state: str = pydantic.Field(description="joining, joined, left or disconnected")
+    state: str = pydantic.Field(description="joining, joined, left (it was lost, and is tried again) or disconnected")
     reason: str | None = pydantic.Field(None, description="why, where that is not plain")
 
 
@@ -62,7 +68,7 @@ class Gap(verb.Result):
 
 # What the data of each topic's events are, and of the marker for lost ones.
 MODELS: Mapping[str, type[verb.Result]] = {
-    "job": job.JobInfo,
+    "job": job.JobEvent,
     "vm": VmEvent,
     "image": ImageEvent,
     "repository": RepositoryEvent,
@@ -76,7 +82,7 @@ def camel(params: dict[str, Any]) -> dict[str, Any]:
 
 
 SHAPES: Mapping[str, notify.Shape] = {
-    "job": lambda params: job.JobInfo(**params),
+    "job": lambda params: job.JobEvent(**params),
     "vm": camel,
     "image": camel,
     "repository": camel,

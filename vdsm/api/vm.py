@@ -127,6 +127,7 @@ class VmInfo(verb.Result):
     pause_code: str | None
     console_log: str | None = pydantic.Field(None, description="file with what the guest wrote to its console")
     spec: dict[str, Any] = pydantic.Field(description="what it was asked to be, without secrets")
+    from_record: bool = pydantic.Field(description="it ended unseen, and its record knows no more of its spec")
     exit_code: int | None = None
     exit_reason: int | None = None
     exit_message: str | None = None
@@ -250,4 +251,5 @@ def _info(found: dict[str, Any]) -> VmInfo:
 
 
 def _wire_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    return VmSpec.model_validate(spec, by_name=True, by_alias=False).model_dump(mode="json", by_alias=True)
+    known = VmSpec.model_validate(spec, by_name=True, by_alias=False)
+    return known.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -100,8 +100,8 @@ class Registry:
             found = self._find(job_id)
             if not found.final:
                 raise errors.JobNotDone(job_id=job_id, status=str(found.status))
-            del self._jobs[job_id]
             self._ended.remove(found)
+            self._drop(found)
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> job.Info:
         """The job as it has ended, or as it is after `timeout_s`. Raises `NoSuchJob`."""
@@ -151,7 +151,11 @@ class Registry:
         """Deletes what ended long ago. Costs nothing when there is none, so everybody does it on the way."""
         oldest = time.time() - self._autodelete_s
         while self._ended and (self._ended[0].ended or 0.0) < oldest:
-            self._jobs.pop(self._ended.popleft().id, None)
+            self._drop(self._ended.popleft())
+
+    def _drop(self, ended: job.Job) -> None:
+        del self._jobs[ended.id]
+        self._events.publish("job", ended.id, {**ended.info(), "deleted": True})
 
     def _on_change(self, changed: job.Job, moved: bool) -> None:
         """Called by the job, under the lock."""
@@ -160,7 +164,7 @@ class Registry:
             return
         self._told[changed.id] = now
         info = changed.info()
-        self._events.publish("job", changed.id, info)
+        self._events.publish("job", changed.id, {**info, "deleted": False})
         if changed.final:
             self._ended.append(changed)
             self._told.pop(changed.id, None)

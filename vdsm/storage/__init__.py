@@ -255,6 +255,12 @@ class Storage:
         changed: record.Record = self._connections.write(repo_id, "change_vm", argument)
         return changed
 
+    def end_vms(self, repo_id: str, host_name: str, ending: dict[str, Any], skip: list[str]) -> dict[str, Any]:
+        """VMs of the repository that ran last on this host and have ended: see `vmrecords.end_vms`."""
+        argument = {"host_name": host_name, "ending": ending, "skip": skip}
+        found: dict[str, Any] = self._connections.write(repo_id, "end_vms", argument)
+        return found
+
     def find_vm(self, vm_id: str, repo_id: str | None) -> str:
         """The id of the repository with the VM's record: `repo_id`, or one of the connected. Raises `NoSuchVm`."""
         return self._connections.find_vm(vm_id, repo_id)

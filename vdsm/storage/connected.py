@@ -316,7 +316,11 @@ class Connections:
         if state not in (lockspaces.JOINED, lockspaces.LEFT):
             return
         with self._lock:
-            found = [(repo_id, known) for repo_id, known in self._connected.items() if known.name == name]
+            found = [
+                (repo_id, known)
+                for repo_id, known in self._connected.items()
+                if known.name == name and repo_id not in self._changing  # being disconnected: it is not lost
+            ]
         for repo_id, connection in found:
             self._publish(repo_id, connection)
 

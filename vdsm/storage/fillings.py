@@ -59,8 +59,8 @@ class Fillings:
             begun = self._commit(repo_id, order.intent, {**order.wanted, **told, **asked})
             if begun["job_id"] == job_id:
                 self._register(self._job(repo_id, order, job_id, digest), order.reads)
-        if begun["job_id"] == job_id:
-            self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "begun", "job_id": job_id})
+        if begun.pop("undeleted", False):
+            self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "undeleted"})
         return begun
 
     def _commit(self, repo_id: str, intent: str, argument: dict[str, Any]) -> Answer:
@@ -93,6 +93,8 @@ class Fillings:
             steps.push("withdraw the request", lambda: self._connections.write(repo_id, "withdraw_copy", withdrawn))
             self._jobs.add(new)  # the same request again is answered with its job
         if first:
+            told = {"repo_id": repo_id, "change": "begun", "job_id": new.job_id}
+            self._events.publish("image", image_id, told)
             self._jobs.on_end(new.job_id, lambda info: self._ended(repo_id, image_id, info))
 
     def _ended(self, repo_id: str, image_id: str, info: job.Info) -> None:

@@ -162,6 +162,7 @@ class Images:
         found = self._connections.read(repo_id, "layers", {"image_id": image_id})
         if chain.is_unfinished(found["images"][0]):
             self._write(repo_id, "roll_forward", {"image_id": image_id})
+            self._publish(repo_id, image_id, "mended")
             found = self._connections.read(repo_id, "layers", {"image_id": image_id})
         top = found["images"][0]
         if top["deleted"]:

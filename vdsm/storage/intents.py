@@ -225,7 +225,8 @@ def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> 
 
 
 def begin_copy(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
-    """The record of an image that a job is going to fill. Answers {image_id, job_id}; job_id None: it is there already.
+    """The record of an image that a job is going to fill. Answers {image_id, job_id}; job_id None: it is there already,
+    with "undeleted" true when it came back from deletion.
 
     argument: image_id, kind, size_bytes, strategy, user_data, digest, verb, job_id, source (for the record's work),
     base (an image of this repository to which the difference is to be stored; None or left out: the whole). A snapshot
@@ -332,6 +333,7 @@ def _present(repo: Repository, session: leases.Session, known: record.Record, ar
     if known["deleted"]:
         with repo.owning(session, shared=[known["id"]]):  # nobody cleans it meanwhile
             known = repo.update(session, known["id"], lambda found: _undeleted(found, argument))
+        return {**_answer(known), "undeleted": True}
     return _answer(known)
 
 

@@ -40,7 +40,8 @@ LEASED: dict[str, intents.Intent] = {
         *(intents.create_virtual_disk, intents.create_snapshot, intents.roll_forward, intents.plan_copy),
         intents.resize_virtual_disk,
         *(intents.begin_copy, intents.withdraw_copy, intents.set_user_data, importing.begin_import),
-        *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmclaims.claim_vm, vmclaims.unclaim_vm),
+        *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
+        *(vmclaims.claim_vm, vmclaims.unclaim_vm),
     )
 }
 

@@ -1,19 +1,22 @@
 """Records of VMs: what must be known of a VM that runs nowhere.
 
 Fields: id, kind "vm", name, status "optimized", deleted, disks [{"repo": persistent name of a repository, "image_id"}],
-generation, work, last_host, exit_code, exit_reason, exit_message, version, writer. Written by VM starts and ends
-under the record lease, by VM jobs under the VM's data lease, which a running QEMU holds.
+generation, work, last_host, started, exit_code, exit_reason, exit_message, forgotten, version, writer; what they mean:
+`virt/vmrecord.py`. Written by VM starts and ends under the record lease, by VM jobs under the VM's data lease, which a
+running QEMU holds.
 
 Runs in a repository's I/O child.
 """
 
 from typing import Any
 
-from vdsm import errors, leases, record
+from vdsm import errors, leases, logs, record
 from vdsm.storage import models
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
 
 Argument = dict[str, Any]
+
+_log = logs.get("storage.vmrecords")
 
 _BLANK = {
     **{"kind": models.VM, "status": models.OPTIMIZED, "deleted": False, "name": "", "disks": [], "generation": 0},
@@ -44,3 +47,42 @@ def change_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
         raise errors.NoRecord(path=argument["vm_id"], reason="no such VM in this repository")
     changes = {**argument["changes"], "writer": models.writer(repo.host_id)}
     return record.update(session, repo.vm_slot(argument["vm_id"]), lambda vm: {**vm, **changes})
+
+
+def end_vms(repo: Repository, session: leases.Session, argument: Argument) -> dict[str, Any]:
+    """VMs that ran last on this host and have ended: {"ended": their records, "held": ids of those that nobody has
+    ended and whose lease is not free, or cannot be told}.
+
+    argument: host_name, ending (exit fields for a record that has none yet), skip (ids that are not looked at). VMs
+    that were destroyed on request are left out. That a VM has ended is proved by its lease: it is held while its end is
+    written. Killed: some have their end, some not.
+    """
+    found: dict[str, list[Any]] = {"ended": [], "held": []}
+    for vm_id, vm in repo.vms().items():
+        if vm_id in argument["skip"] or not _ran_here(vm, argument["host_name"]):
+            continue
+        try:
+            ended = vm if vm["exit_code"] is not None else _end(repo, session, vm_id, argument)
+        except (errors.LeaseHeld, errors.LeaseFailed) as error:
+            _log.info("VM %s may still run: %s", vm_id, error)
+            found["held"].append(vm_id)
+        else:
+            found["ended"] += [ended] if _ran_here(ended, argument["host_name"]) else []
+    return found
+
+
+def _ran_here(vm: record.Record, host_name: str) -> bool:
+    return vm["last_host"] == host_name and vm.get("started") is not None and not vm.get("forgotten")
+
+
+def _end(repo: Repository, session: leases.Session, vm_id: str, argument: Argument) -> record.Record:
+    """The VM's record with its end. Raises `LeaseHeld` when somebody runs it."""
+
+    def change(vm: record.Record) -> record.Record | None:
+        if vm["exit_code"] is not None or not _ran_here(vm, argument["host_name"]):
+            return None  # somebody was quicker
+        return {**vm, **argument["ending"], "writer": models.writer(repo.host_id)}
+
+    slot = repo.vm_slot(vm_id)
+    with session.holding([slot.data_lease()], LEASE_WAIT_S):
+        return record.update(session, slot, change)

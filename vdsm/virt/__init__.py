@@ -5,15 +5,18 @@ statistics; launches have a bounded pool of their own. All verbs are plain block
 """
 
 import threading
+import time
 from typing import Any
 
 from vdsm import config, errors, events, hypervisor, logs, periodic, storage
 from vdsm.jobs import registry
 from vdsm.virt import (
+    differences,
     domainevents,
     domaintype,
     endings,
     launch,
+    missed,
     power,
     sampling,
     spec,
@@ -29,6 +32,11 @@ _log = logs.get("virt")
 # How long the agent's start waits for a libvirt that is slow, and its end for one that hangs.
 START_GRACE_S = 10.0
 STOP_GRACE_S = 5.0
+# How long a comparison that misses a domain waits for its event, which alone knows how it ended.
+EVENT_GRACE_S = 1.0
+
+
+Infos = list[dict[str, Any]]
 
 
 def preload() -> list[str]:
@@ -50,20 +58,41 @@ class Machines:
         self._settings = settings
         self._libvirt = libvirt
         self._domain_type = domaintype.DomainType(settings.virt.emulator, settings.virt.domain_type)
+
+        def publish(vm_id: str, params: dict[str, Any]) -> object:
+            return event_log.publish("vm", vm_id, params)
+
+        self._differences = differences.Differences(publish)
         self._table = table.Table(
             libvirt,
-            lambda vm_id, params: event_log.publish("vm", vm_id, params),
+            publish,
+            self._differences,
             settings.sanlock.max_registrations,
         )
         self._records = vmrecord.VmRecords(service, settings.host.name)
         self._ends = endings.Endings(self._table, self._records)
         self._launcher = launch.Launcher(settings, libvirt, service, self._records, self._ends, self._domain_type)
         self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher)
-        self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, self.reconcile)
+        self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, lambda: self._compare(patience_s=0))
         self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s)
         self._reconciler = periodic.Periodic("vm comparison", settings.virt.reconcile_s, self._reconcile_if_connected)
         service.set_holder_lookup(self._table.holder)
-        self._vm_jobs = vmjobs.VmJobs(settings, self._table, service, jobs, self._domain_type)
+        self._event_log = event_log
+        self._missed = missed.Missed(
+            self._table,
+            service,
+            self._differences,
+            publish,
+            settings.host.name,
+        )
+        self._vm_jobs = vmjobs.VmJobs(
+            settings,
+            self._table,
+            service,
+            jobs,
+            self._domain_type,
+            lambda image_id, params: event_log.publish("image", image_id, params),
+        )
 
     def start(self) -> None:
         """Connects to libvirt and finds the VMs that run. Starts nothing and ends nothing.
@@ -75,12 +104,14 @@ class Machines:
         self._libvirt.start(self._watcher.on_domain, self._watcher.on_connection)
         if self._libvirt.wait_tried(START_GRACE_S):
             self._table.compared.wait(START_GRACE_S)
+        self._missed.start(self._event_log)
         self._reconciler.start()
         self._sampler.start()
 
     def stop(self) -> None:
         """Lets go of all VMs; they run on, and the next agent finds them."""
         self._launcher.stop()
+        self._missed.stop()
         self._sampler.stop()
         self._reconciler.stop(STOP_GRACE_S)
         self._libvirt.stop()
@@ -96,6 +127,8 @@ class Machines:
         destroyed. Raises `InvalidParameters`, `PathNotAllowed`, `VmExists`, `Overloaded`, `HypervisorUnavailable`.
         """
         parsed = spec.VmSpec.parse(wanted)
+        if not self._libvirt.connected:
+            raise errors.HypervisorUnavailable(reason="no VM can be started now")
         launch.boot_files(parsed, self._settings.virt.boot_dirs)
         reserved = self._table.reserve(parsed)
         info = self._info(reserved)
@@ -167,12 +200,13 @@ class Machines:
 
     def list(self) -> list[dict[str, Any]]:
         """All VMs, as `get_info`; domains of others with "foreign" true and no more than id, name and status."""
-        ours = [self._info(known) for known in self._table.all()]
-        others = [
+        return [self._info(known) for known in self._table.all()] + self._foreign()
+
+    def _foreign(self) -> Infos:
+        return [
             {"vm_id": vm_id, "name": other.name, "status": other.status, "foreign": True}
             for vm_id, other in self._table.foreign().items()
         ]
-        return ours + others
 
     def domain_type(self) -> str:
         """ "kvm" or "qemu": what guests run under here. The first call may take 2 s."""
@@ -188,17 +222,35 @@ class Machines:
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
-    def reconcile(self) -> None:
-        """Makes the table agree with libvirt and sanlock, now. Raises `HypervisorUnavailable`."""
-        self._table.compare(found=self._found, gone=self._ends.gone)
+    def reconcile(self) -> dict[str, Any]:
+        """Makes the table agree with libvirt and sanlock, now, and says what it found.
+
+        {when, checked (domains and VMs), unreachable (why libvirt cannot be asked, or None), differences (of this
+        comparison), history (of all, as long as they are kept), foreign (as in `list`)}; a difference as in
+        `differences`.
+        """
+        mark, when, unreachable, checked = self._differences.mark(), time.time(), None, 0
+        try:
+            checked = self._compare(EVENT_GRACE_S)
+        except errors.HypervisorUnavailable as error:
+            unreachable = str(error)
+        return {
+            **{"when": when, "checked": checked, "unreachable": unreachable, "foreign": self._foreign()},
+            **{"differences": self._differences.since(mark), "history": self._differences.all()},
+        }
+
+    def _compare(self, patience_s: float) -> int:
+        checked = self._table.compare(found=self._found, gone=self._ends.gone, patience_s=patience_s)
         for known in self._table.all():
             if not known.launching and known.state in states.RUNNING:
                 self._check_leases(known)
         self._records.retry(self._table.all())
+        self._missed.retry()
+        return checked
 
     def _reconcile_if_connected(self) -> None:
         if self._libvirt.connected:
-            self.reconcile()
+            self._compare(EVENT_GRACE_S)
 
     def _found(self, known: vm.Vm) -> None:
         _log.info("found VM %s (%s): %s", known.id, known.spec.name, known.state)
@@ -213,4 +265,6 @@ class Machines:
             _log.warning("cannot tell whether VM %s holds its leases: %s", known.id, error)
             return
         if missing and self._table.observe(known) and known.find_pid() is not None:
-            self._power.kill(known, f"it ran without its leases: {', '.join(missing)}")
+            had, reason = known.state, f"it ran without its leases: {', '.join(missing)}"
+            self._power.kill(known, reason)
+            self._differences.record(known.id, had, known.state, reason, "ended")

@@ -80,12 +80,13 @@ class Watcher:
     def _rebooted(self, known: vm.Vm, detail: str) -> None:
         with known.lock:
             known.boots()
+            known.tell("rebooted", "the guest boots again")
             if known.state in states.RUNNING:
                 known.move(known.running_state(), "the guest boots again")
 
     def _agent(self, known: vm.Vm, detail: str) -> None:
         with known.lock:
-            known.agent_connected = detail == "connected"
+            known.agent(detail == "connected")
             if known.agent_connected and known.state == State.POWERING_UP:
                 known.move(State.UP, "the guest agent is there")
 

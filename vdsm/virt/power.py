@@ -80,10 +80,10 @@ class Power:
     def destroy(self, vm_id: str) -> None:
         """Ends the VM, whatever it does, and forgets it, its console log too. Its leases are free at return.
 
-        Raises `HypervisorUnavailable`; then nothing was changed.
+        Raises `HypervisorUnavailable`; then nothing was changed. One that is Down is forgotten without libvirt.
         """
         known = self._vms.get(vm_id)
-        if not self._libvirt.connected:
+        if known.state != State.DOWN and not self._libvirt.connected:
             raise errors.HypervisorUnavailable(reason="VMs cannot be destroyed now")
         known.asked = states.Ending(0, ExitReason.ADMIN_SHUTDOWN, "destroyed on request")
         if known.launching:
@@ -91,7 +91,7 @@ class Power:
         self._end_domain(known)
         self._ends.end(known, known.asked)
         try:
-            self._records.flush(known)
+            self._records.forget(known)
         except errors.VdsmError as error:
             _log.warning("VM %s: its record does not say how it ended: %s", known.id, error)
         self._launcher.remove_console_log(known)

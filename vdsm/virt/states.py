@@ -3,8 +3,11 @@
 The strings are the wire's. A VM moves only along `MOVES`; each move has a reason and is published.
 """
 
+import contextlib
 import dataclasses
 import enum
+from collections.abc import Mapping
+from typing import Any, Self
 
 
 class State(enum.StrEnum):
@@ -81,6 +84,18 @@ class Ending:
     code: int
     reason: ExitReason
     message: str
+
+    def to_record(self) -> dict[str, Any]:
+        """As records and events have it: exit_code, exit_reason, exit_message."""
+        return {"exit_code": self.code, "exit_reason": int(self.reason), "exit_message": self.message}
+
+    @classmethod
+    def from_record(cls, fields: Mapping[str, Any]) -> Self:
+        """What `to_record` wrote; a reason that only a later version knows is an error like others."""
+        reason = ExitReason.GENERIC_ERROR
+        with contextlib.suppress(ValueError):
+            reason = ExitReason(fields["exit_reason"])
+        return cls(fields["exit_code"], reason, fields["exit_message"])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """All VMs of this host, and their comparison with libvirt.
 
 libvirt is the truth: a domain with our metadata is one of our VMs, whether this process started it or one before it.
-Other domains are somebody else's; they are shown and never touched.
+Other domains are somebody else's; they are reported and never touched. Wherever the table was wrong it is corrected,
+and the difference is recorded.
 """
 
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vdsm import errors, hypervisor, logs
-from vdsm.virt import domxml, spec, states, vm
+from vdsm.virt import differences, domxml, spec, states, vm
 from vdsm.virt.states import State
 
 _log = logs.get("virt.table")
@@ -26,9 +27,16 @@ class Foreign(NamedTuple):
 class Table:
     """`max_leased`: how many VMs with leases there may be; sanlock stops serving everybody beyond about 1000."""
 
-    def __init__(self, libvirt: hypervisor.Hypervisor, publish: vm.Publish, max_leased: int) -> None:
+    def __init__(
+        self,
+        libvirt: hypervisor.Hypervisor,
+        publish: vm.Publish,
+        recorded: differences.Differences,
+        max_leased: int,
+    ) -> None:
         self._libvirt = libvirt
         self._publish = publish
+        self._differences = recorded
         self._max_leased = max_leased
         self._lock = threading.Lock()
         self._vms: dict[str, vm.Vm] = {}
@@ -87,13 +95,23 @@ class Table:
                 raise errors.Overloaded(what="VMs", limit=self._max_leased)
             reserved = vm.Vm(wanted, now, self._publish, condition)
             self._vms[wanted.vm_id] = reserved
-        self._publish(wanted.vm_id, {"status": State.WAIT_FOR_LAUNCH, "previous": None, "reason": "created"})
+            reserved.tell("created", "created")  # before anybody else can find it, and tell more of it
         return reserved
 
     def forget(self, known: vm.Vm) -> None:
         with self._lock:
-            if self._vms.get(known.id) is known:
-                del self._vms[known.id]
+            if self._vms.get(known.id) is not known:
+                return
+            del self._vms[known.id]
+            known.tell("forgotten", "forgotten on request")
+
+    def take_ended(self, ended: vm.Vm) -> bool:
+        """Lists a VM that ended unseen, Down; False when there is a VM or a domain of that id."""
+        with self._lock:
+            if ended.id in self._vms or ended.id in self._foreign:
+                return False
+            self._vms[ended.id] = ended
+            return True
 
     # -- comparing with libvirt ---------------------------------------------------------------------------------------
 
@@ -118,23 +136,42 @@ class Table:
                 if not known.launching and known.state != State.DOWN:
                     known.move(State.UNKNOWN, f"libvirt is lost: {reason}")
 
-    def compare(self, found: Callable[[vm.Vm], object], gone: Callable[[vm.Vm], object]) -> None:
-        """Makes the table agree with libvirt. Raises `HypervisorUnavailable`.
+    def compare(self, found: Callable[[vm.Vm], object], gone: Callable[[vm.Vm], object], patience_s: float) -> int:
+        """Makes the table agree with libvirt; how many domains and VMs were compared. Raises `HypervisorUnavailable`.
 
         `found` is called for each of our domains that the table did not have, `gone` for each VM whose domain is not
-        there any more. VMs that are being launched are left alone: their launch knows better.
+        there any more; its event, which knows how it ended, is waited for `patience_s` before. VMs that are being
+        launched are left alone: their launch knows better.
         """
         with self._comparing:
             # Before libvirt is asked: a VM that is launched meanwhile must not be missed in an older list.
             before = [known for known in self.all() if not known.launching and known.state != State.DOWN]
             domains = self._libvirt.domains()
             self._adopt(domains, found)
-            for known in before:
-                seen = domains.get(known.id)
-                agrees = seen is not None and vm.follow(known.state, seen.state, known.running_state()) == known.state
-                if not agrees and not self.observe(known):
+            differing = [known for known in before if not _agrees(known, domains.get(known.id))]
+            lost = [known for known in differing if not self._correct(known)]
+            deadline = time.monotonic() + patience_s
+            for known in lost:
+                if not known.ended.wait(max(0.0, deadline - time.monotonic())):
+                    had = known.state
                     gone(known)
+                    self._tell_difference(known, had)
             self.compared.set()
+            return len(domains.keys() | {known.id for known in before})
+
+    def _correct(self, known: vm.Vm) -> bool:
+        """Whether its domain is still there."""
+        had, asked_for = known.state, known.because
+        if not self.observe(known):
+            return False
+        if not asked_for:  # otherwise a verb is at it, and was quicker than its event
+            self._tell_difference(known, had)
+        return True
+
+    def _tell_difference(self, known: vm.Vm, had: State) -> None:
+        now = known.condition
+        if now.state != had:
+            self._differences.record(known.id, had, now.state, now.reason, "the table was corrected")
 
     def _adopt(self, domains: dict[str, hypervisor.DomainState], found: Callable[[vm.Vm], object]) -> None:
         foreign = {}
@@ -145,10 +182,21 @@ class Table:
                     status = vm.follow(State.UNKNOWN, domains[vm_id].state, State.UP)
                     foreign[vm_id] = Foreign(self._libvirt.name(vm_id), status)
                 else:
-                    found(self._rebuild(metadata))
+                    rebuilt = self._rebuild(metadata)
+                    self._differences.record(rebuilt.id, None, rebuilt.state, "found in libvirt", "taken over")
+                    found(rebuilt)
             except errors.NoSuchVm:
                 continue  # it ended meanwhile
-        self._foreign = foreign
+        before, self._foreign = self._foreign, foreign
+        self._report_foreign(before, foreign)
+
+    def _report_foreign(self, before: dict[str, Foreign], now: dict[str, Foreign]) -> None:
+        for vm_id in now.keys() - before.keys():
+            reason = f"domain {now[vm_id].name} was not started by this agent"
+            self._differences.record(vm_id, None, now[vm_id].status, reason, "left alone")
+        for vm_id in before.keys() - now.keys():
+            reason = f"domain {before[vm_id].name}, which was not ours, is gone"
+            self._differences.record(vm_id, before[vm_id].status, None, reason, "nothing")
 
     def _metadata(self, vm_id: str) -> domxml.Metadata | None:
         """Ours, or None for a foreign domain, which is any domain that we cannot read ours from."""
@@ -180,3 +228,7 @@ class Table:
             self._vms[rebuilt.id] = rebuilt
         self.observe(rebuilt, "found again after a restart of the agent")
         return rebuilt
+
+
+def _agrees(known: vm.Vm, domain: hypervisor.DomainState | None) -> bool:
+    return domain is not None and vm.follow(known.state, domain.state, known.running_state()) == known.state

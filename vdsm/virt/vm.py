@@ -7,7 +7,7 @@ whoever changes the state holds `lock`.
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -20,8 +20,11 @@ _log = logs.get("virt.vm")
 # A guest whose agent does not show up within this is taken to be up: it has none.
 AGENT_GRACE_S = 60.0
 
+# What a VM's record tells of its spec.
+_RECORDED = ("vm_id", "name", "disks", "lease_repo_id")
+
 Publish = Callable[[str, dict[str, Any]], object]
-"""Takes a VM's id and what happened to it."""
+"""Takes a VM's id and what happened to it: an event's params, see `docs/events-and-state.md`."""
 
 
 class Vm:
@@ -60,13 +63,36 @@ class Vm:
         self.asked: states.Ending | None = None
         self.ending: states.Ending | None = None
         self.error: errors.VdsmError | None = None
+        self.ended = threading.Event()  # set once it is Down
         # Set when the guest ended or began to boot again: whoever asked it to waits for this.
         self.turned = threading.Event()
         self.shutdown: object | None = None
 
+        # Known by its record alone: the spec has no more than its name and its disks.
+        self.from_record = False
+
         self._sampled: dict[str, Any] = {}
         self.stats = b""
         self._encode()
+
+    @classmethod
+    def ended_before(
+        cls,
+        wanted: spec.VmSpec,
+        created: float,
+        publish: Publish,
+        ending: states.Ending,
+        lease_repo: str,
+        disks: tuple[dict[str, str], ...],
+    ) -> Self:
+        """A VM that is Down, as its record tells; `wanted` has no more than its id, name, disks and lease_repo_id."""
+        ended = cls(wanted, created, publish, states.Condition(State.DOWN, ending.message, time.time()))
+        ended.lease_repo, ended.disks, ended.ending = lease_repo, disks, ending
+        ended.recorded = ended.from_record = True
+        for event in (ended.launch_done, ended.ended, ended.turned):
+            event.set()
+        ended._encode()
+        return ended
 
     @property
     def state(self) -> State:
@@ -79,18 +105,29 @@ class Vm:
     # -- moving -------------------------------------------------------------------------------------------------------
 
     def move(self, state: State, reason: str) -> bool:
-        """Goes to `state`, and publishes it; False when it is there already. Raises ValueError on a forbidden move."""
+        """Goes to `state`, and publishes it; False when it is there already.
+
+        A move that the table does not allow is a mistake of ours: it is logged and published as "refused", and the VM
+        stays as it is until the next comparison with libvirt.
+        """
         with self.lock:
             before = self.condition.state
             if state == before:
                 return False
             if state not in states.MOVES[before]:
-                raise ValueError(f"VM {self.id} cannot go from {before} to {state} ({reason})")
+                _log.error("VM %s cannot go from %s to %s (%s)", self.id, before, state, reason)
+                self.tell("refused", f"it cannot go from {before} to {state}: {reason}", wanted=state)
+                return False
             self.condition = states.Condition(state, reason, time.time())
             self._encode()
             _log.info("VM %s: %s, was %s: %s", self.id, state, before, reason)
-            self._publish(self.id, {"status": state, "previous": before, "reason": reason, **self._exit()})
+            self.tell("state", reason, before)
             return True
+
+    def tell(self, change: str, reason: str, previous: State | None = None, **more: Any) -> None:
+        """Publishes what happened to it: `change` is one of those in `docs/events-and-state.md`."""
+        told = {"change": change, "status": self.state, "previous": previous, "reason": reason}
+        self._publish(self.id, {**told, **more, **self._exit()})
 
     def end(self, ending: states.Ending, error: errors.VdsmError | None = None) -> bool:
         """Goes Down; False when it is Down already, which is final."""
@@ -99,11 +136,14 @@ class Vm:
                 return False
             self.ending, self.error, self.pid = ending, error, None
             self.move(State.DOWN, ending.message)
+        self.ended.set()
         self.turned.set()
         return True
 
     def require(self, verb: str, allowed: frozenset[State] | set[State]) -> None:
-        """Raises `VmWrongState` unless the VM is in one of the states."""
+        """Raises `VmWrongState` unless the VM is in one of the states; `HypervisorUnavailable` when nobody knows."""
+        if self.state == State.UNKNOWN:
+            raise errors.HypervisorUnavailable(state=State.UNKNOWN, reason=self.condition.reason)
         if self.state not in allowed:
             needed = " or ".join(state for state in State if state in allowed)
             raise errors.VmWrongState(
@@ -125,6 +165,13 @@ class Vm:
         self.booted = time.time()
         self.agent_connected = False
         self.turned.set()
+
+    def agent(self, connected: bool) -> None:
+        """Its guest agent has come, or gone."""
+        with self.lock:
+            if connected != self.agent_connected:
+                self.agent_connected = connected
+                self.tell("agent", "the guest agent is there" if connected else "the guest agent has gone")
 
     def learn(self, live: domxml.Live) -> None:
         """Takes over what only the running domain tells."""
@@ -174,19 +221,18 @@ class Vm:
             "vnc_port": self.vnc_port,
             "agent_connected": self.agent_connected,
             "pause_code": self.pause_code,
-            "spec": self.spec.to_dict(),
+            "spec": self._spec(),
+            "from_record": self.from_record,
             **self._exit(),
             "error": self.error.to_wire() if self.error is not None else None,
         }
 
+    def _spec(self) -> dict[str, Any]:
+        known = self.spec.to_dict()
+        return {name: known[name] for name in _RECORDED} if self.from_record else known
+
     def _exit(self) -> dict[str, Any]:
-        if self.ending is None:
-            return {}
-        return {
-            "exit_code": self.ending.code,
-            "exit_reason": int(self.ending.reason),
-            "exit_message": self.ending.message,
-        }
+        return self.ending.to_record() if self.ending is not None else {}
 
     def sampled(self, fields: dict[str, Any]) -> None:
         """Takes over what the sampler found, in the wire's words."""
@@ -201,8 +247,8 @@ class Vm:
             "vmName": self.spec.name,
             "status": condition.state,
             "statusTime": condition.since,
-            "elapsedTime": int(max(0.0, time.time() - self.created)),
-            "vcpuCount": self.spec.vcpus,
+            "elapsedTime": None if self.from_record else int(max(0.0, time.time() - self.created)),
+            "vcpuCount": None if self.from_record else self.spec.vcpus,
             "pauseCode": self.pause_code,
             "displayInfo": self._display(),
         }

@@ -6,6 +6,7 @@ The VM must run nowhere. On this host the table knows; elsewhere its lease does,
 the worker for good.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from vdsm import config, errors, ids, storage
@@ -14,6 +15,9 @@ from vdsm.virt import domaintype, states, sysprep, table, template
 
 Options = dict[str, Any]
 Answer = dict[str, Any]
+
+# Takes an image's id and what happened to it: the params of an event of topic "image".
+TellImage = Callable[[str, dict[str, Any]], object]
 
 
 class VmJobs:
@@ -26,8 +30,10 @@ class VmJobs:
         service: storage.Storage,
         jobs: registry.Registry,
         domain_type: domaintype.DomainType,
+        tell_image: TellImage,
     ) -> None:
         self._settings = settings
+        self._tell_image = tell_image
         self._table = vms
         self._storage = service
         self._jobs = jobs
@@ -51,7 +57,9 @@ class VmJobs:
         ]
         argument = {"disks": work, "leases": [list(lease) for plan in plans for lease in plan.leases]}
         repos = [repo_id, *(plan.repo_id for plan in plans)]
-        return self._begin(sysprep.KIND, vm_id, repos, argument, sysprep.names(work), options)
+        begun = self._begin(sysprep.KIND, vm_id, repos, argument, sysprep.names(work), options)
+        self._tell_when_done(begun["job_id"], "changed", {plan.image_id: plan.repo_id for plan in plans})
+        return begun
 
     def make_template(
         self, vm_id: str, target_repo_id: str | None, lease_repo_id: str | None, user_data: Any, options: Options
@@ -77,7 +85,20 @@ class VmJobs:
         argument = {"copies": copies, "leases": held}
         images = [{"source_id": copy["layers"][0]["id"], "image_id": copy["fields"]["id"]} for copy in copies]
         begun = self._begin(template.KIND, vm_id, repos, argument, template.names(copies), options)
+        self._tell_when_done(begun["job_id"], "created", {image["image_id"]: target_id for image in images})
         return {**begun, "images": images}
+
+    def _tell_when_done(self, job_id: str, change: str, images: dict[str, str]) -> None:
+        """Publishes `change` of `images`, {image: its repository}, once the job is done; a job that fails changes none.
+
+        Runs under the registry's lock then.
+        """
+
+        def ended(info: job.Info) -> None:
+            for image_id, repo_id in images.items() if info["status"] == job.Status.DONE else ():
+                self._tell_image(image_id, {"repo_id": repo_id, "change": change, "job_id": job_id})
+
+        self._jobs.on_end(job_id, ended)
 
     def _idle_vm(self, vm_id: str, lease_repo_id: str | None) -> tuple[str, list[tuple[str, str]]]:
         """The repository of the VM's record, and (repository, image) of its disks. Raises `VmRuns`, `NoSuchVm`."""

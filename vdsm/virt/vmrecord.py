@@ -7,7 +7,8 @@ trace, and a late word about an old run never hides a newer one. Beside storage'
     name, disks     [{"repo": persistent name of the repository, "image_id"}]
     last_host       name of the host that ran it last
     started         when VM.create was called there, seconds since 1970
-    exit_code, exit_reason, exit_message    None while it runs, or when its host died with it
+    exit_code, exit_reason, exit_message    None while it runs, or when nobody saw its end yet
+    forgotten       it ended and was destroyed on request since
 """
 
 import concurrent.futures
@@ -44,7 +45,7 @@ class VmRecords:
             "name": known.spec.name,
             "disks": list(known.disks),
             **{"last_host": self._host_name, "started": known.created},
-            **{"exit_code": None, "exit_reason": None, "exit_message": None},
+            **{"exit_code": None, "exit_reason": None, "exit_message": None, "forgotten": False},
         }
         known.recorded = True
         self.flush(known)
@@ -62,9 +63,15 @@ class VmRecords:
         ending = known.ending
         if known.lease_repo is None or not known.recorded or ending is None:
             return
-        exits = {"exit_code": ending.code, "exit_reason": int(ending.reason), "exit_message": ending.message}
-        known.record_due = {**known.record_due, **exits}
+        known.record_due = {**known.record_due, **ending.to_record()}
         self._pool.submit(self._try, known)
+
+    def forget(self, known: vm.Vm) -> None:
+        """It was destroyed on request: after a restart nobody wants to hear of it. Raises when the record cannot be
+        written now."""
+        if known.recorded and known.lease_repo is not None:
+            known.record_due = {**known.record_due, "forgotten": True}
+            self.flush(known)
 
     def retry(self, all_vms: Iterable[vm.Vm]) -> None:
         for known in all_vms:
