@@ -123,7 +123,7 @@ def test_events_are_described(document: dict[str, Any]) -> None:
     assert (described["subscribe"], described["notification"]) == ("Host.subscribe", "event")
     topics = {topic["name"]: topic for topic in described["topics"]}
     assert topics.keys() == {*events.TOPICS, "gap"}
-    assert topics["job"]["data"] == {"$ref": "#/components/schemas/JobInfo"}
+    assert topics["job"]["data"] == {"$ref": "#/components/schemas/JobEvent"}
     schemas = document["components"]["schemas"]
     assert schemas["Event"]["properties"].keys() >= {"instanceId", "sequence", "topic", "subject", "time", "data"}
     assert all(topic["summary"] for topic in topics.values())

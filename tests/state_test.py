@@ -9,6 +9,7 @@ import pytest
 
 from tests import conftest
 from vdsm import ids, standalone
+from vdsm.api import shapes
 from vdsm.client import failures, transport
 from vdsm.virt import qemu
 from vdsm.virt.states import ExitReason
@@ -31,6 +32,7 @@ class Follower:
         while not (found := [told(event) for event in self.seen if event["subject"] == subject]) or found[-1] != last:
             event = self.client.next_event(max(0.0, deadline - time.monotonic()))
             assert event is not None, found
+            shapes.MODELS[event["topic"]].model_validate(event["data"], by_alias=True, by_name=False)
             self.seen.append(event)
         return found
 
