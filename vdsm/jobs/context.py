@@ -132,11 +132,11 @@ class Context:
     def commit(self, change: ledger.Change) -> record.Record:
         """The commit point of work over several entities: what follows is rolled forward, never undone.
 
-        `update` with the work's state "committing". An abort is refused from now on, and whoever finds the work
-        unfinished calls `Body.roll_forward`.
+        `update` with the work's state "committing"; its mark "committed" stays, whoever takes it over. An abort is
+        refused from now on, and whoever finds the work unfinished calls `Body.roll_forward`.
         """
         self._fate.commit()
-        return self._ledger.write(lambda known: ledger.working(change(known), state="committing"))
+        return self._ledger.write(lambda known: ledger.working(change(known), state="committing", committed=True))
 
     def begin(self, generation: int | None) -> None:
         """For the framework: claims the entity. Raises `Superseded`, `GenerationMismatch`, `Aborted`."""

@@ -79,7 +79,7 @@ class Ledger:
             return {"work": {"job_id": self.job_id, "state": "running"}}
         try:
             known = record.read(self.slot)
-        except errors.NoRecord:
+        except (errors.NoRecord, FileNotFoundError):
             return None
         return known if self._names_me(known) else None
 

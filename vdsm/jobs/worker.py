@@ -8,7 +8,8 @@ How to write a job kind: `docs/jobs.md`. The order of steps is the same for all 
     4  run: stages, each ends with a record write                "running", stage and percent as last written
     5  flush the outputs                                         "
     6  record: result, generation + 1, work done                 "running" or "done"
-    7  give the leases back, tell the agent                      "done"; the agent reads that from the record
+    7  tidy up what nobody needs now                             "done"; the agent reads that from the record
+    8  give the leases back, tell the agent                      "
 
 After an abort or a failure the body undoes, and the record says "aborted" or "failed". After a crash the agent starts
 another worker that does the same, with the leases taken again (`conclude`).
@@ -65,6 +66,12 @@ class Body(abc.ABC):
     def aborted(self, ctx: Context, known: record.Record) -> dict[str, Any] | None:
         """Called after `undo` of an aborted job: fields for the record, or None when this removed the record."""
         return {}
+
+    def after(self, ctx: Context) -> None:  # noqa: B027 - most bodies leave nothing
+        """Takes away what nobody needs now that the record says done; the leases are still held.
+
+        A crash before or in it, or a failure, which is only logged, leaves that to a check of the repository.
+        """
 
     def roll_forward(self, ctx: Context) -> None:
         """Goes on after `ctx.commit`, in another process, perhaps twice. Needed by bodies that call that."""
@@ -155,6 +162,10 @@ class _Work:
             self._ctx.flush(path)
         self._fate.commit()
         self._ledger.finish(lambda known: self._body.commit(self._ctx, known))
+        try:
+            self._body.after(self._ctx)
+        except Exception:  # noqa: BLE001 - the border of the body: its work is done all the same
+            _log.exception("done, but not tidied up")
 
     def _end(self, state: str, error: dict[str, Any] | None) -> _Ended:
         self._fate.begin_undo()
