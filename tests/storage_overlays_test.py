@@ -12,13 +12,14 @@ from vdsm.storage.formats import filelayout
 world, shelf = storage_fixture.world, storage_fixture.shelf
 Shelf = storage_fixture.Shelf
 
+VM = {"repo": ids.new(), "id": ids.new()}
 WORK = {**models.work("sysprep", 1, {}, job_id="the job"), "state": "running"}
 
 
 def overlaid(shelf: Shelf, disk: str) -> overlays.Change:
     """An overlay with something written on it."""
     change = overlays.plan(disk)
-    overlays.begin(shelf.repo, shelf.session, disk, change, WORK)
+    overlays.begin(shelf.repo, shelf.session, disk, change, WORK, VM)
     path = shelf.repo.data_path(change["data"])
     storage_fixture.qemu_io(storage_fixture.Path(path), "qcow2", "write -P 9 0 65536")
     return change
@@ -94,7 +95,7 @@ def test_killed_work_is_dropped_or_committed_by_another_worker(shelf: Shelf, dis
 
     def act(inside: Shelf) -> None:
         inside.session.acquire([held(inside, disk)], 1)
-        overlays.begin(inside.repo, inside.session, disk, change, WORK)
+        overlays.begin(inside.repo, inside.session, disk, change, WORK, VM)
         overlays.commit(inside.repo, inside.session, disk, change)
 
     kill(shelf, step, act)
@@ -136,7 +137,7 @@ def fields(shelf: Shelf, source: str) -> dict[str, object]:
 
 
 def filled(shelf: Shelf, wanted: dict[str, object], pattern: int) -> str:
-    image = copying.begin(shelf.repo, shelf.session, wanted, WORK)
+    image = copying.begin(shelf.repo, shelf.session, wanted, WORK, VM)
     with shelf.repo.making(image["data"]["name"]) as path:
         qemuimg.run(qemuimg.create(qemuimg.Layer(path, "qcow2"), image["size_bytes"]), (), image["size_bytes"])
         storage_fixture.qemu_io(storage_fixture.Path(path), "qcow2", f"write -P {pattern} 0 65536")
@@ -168,7 +169,7 @@ def test_image_of_somebody_else_is_neither_replaced_nor_discarded(shelf: Shelf, 
     taken = {**fields(shelf, disk), "id": disk}
     before = shelf.image(disk)
     with pytest.raises(errors.ImageExists):
-        copying.begin(shelf.repo, shelf.session, taken, WORK)
+        copying.begin(shelf.repo, shelf.session, taken, WORK, VM)
     copying.discard(shelf.repo, shelf.session, disk, "the job")
     assert shelf.image(disk) == before
     shelf.shows(disk, 1)

@@ -416,6 +416,18 @@ class BadImageFile(Broken):
     hint = "Convert it on the host that made it to a plain qcow2 or raw file without references to other files."
 
 
+class BadFix(BadRequest):
+    code, key = 10048, "bad_fix"
+    message = "This is no fix that a check of the repository has answered: {reason}"
+    hint = "Check the repository, and send a fix back as it came."
+
+
+class FixOutdated(Conflict):
+    code, key = 10049, "fix_outdated"
+    message = "{fix} of {entity} is outdated: {reason}"
+    hint = "Check the repository again."
+
+
 # -- virtual machines ------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ class Options(verb.Params):
     strategy: Literal["space", "performance"] = pydantic.Field("space", description="what to prefer")
     participating_repositories: list[str] | None = pydantic.Field(None, description="look for images only here")
     image_hints: dict[str, str] = pydantic.Field({}, description="{image id: the one repository to look in}")
+    auto_fix: bool = pydantic.Field(True, alias="AutoFix", description="false: only note it; a fix does the work")
 
 
 class FormatOptions(verb.Params):
@@ -107,6 +108,51 @@ class ListParams(verb.Params):
 
 class UserDataParams(ImageParams):
     user_data: dict[str, Any] = pydantic.Field(description=_USER_DATA)
+
+
+class CheckOptions(verb.Params):
+    takeover: bool = pydantic.Field(False, description="count what waits in another host's queue as nobody's")
+
+
+class FixOptions(CheckOptions):
+    job_id: str | None = pydantic.Field(None, description="id of the job; made up when left out")
+
+
+class CheckParams(verb.Params):
+    repository_id: str = pydantic.Field(description="the repository")
+    options: CheckOptions = CheckOptions()
+
+
+class Fix(verb.Params):
+    """Something in a repository that a job can make better."""
+
+    type: Literal["clean", "optimize", "merge", "mend"] = pydantic.Field(description="what kind of work it is")
+    image_id: str | None = pydantic.Field(None, description="the image; of a merge, the deleted one")
+    vm_id: str | None = pydantic.Field(None, description="the VM, when it is about a VM's record")
+    description: str = pydantic.Field("", description="what is going to be done, for people")
+    freed_bytes: int | None = pydantic.Field(None, alias="bytes", description="space that it frees; null: not known")
+    data: dict[str, Any] = pydantic.Field(description="opaque: to be sent back as it came")
+
+
+class FixParams(verb.Params):
+    repository_id: str = pydantic.Field(description="the repository that was checked, on whichever host")
+    fix: Fix = pydantic.Field(description="as checkStorageRepository answered it")
+    options: FixOptions = FixOptions()
+
+
+class FoundFix(verb.Result):
+    """Something in a repository that a job can make better."""
+
+    type: Literal["clean", "optimize", "merge", "mend"] = pydantic.Field(description="what kind of work it is")
+    image_id: str | None = pydantic.Field(description="the image; of a merge, the deleted one; null: it is about a VM")
+    vm_id: str | None = pydantic.Field(description="the VM, when it is about a VM's record")
+    description: str = pydantic.Field(description="what is going to be done, for people")
+    freed_bytes: int | None = pydantic.Field(alias="bytes", description="space that it frees; null: not known")
+    data: dict[str, Any] = pydantic.Field(description="opaque: to be sent back as it came")
+
+
+class StartedFix(verb.Result):
+    job_id: str | None = pydantic.Field(description="job that does it; null: nothing is left to do")
 
 
 class CreatedImage(verb.Result):
@@ -359,4 +405,33 @@ class Storage:
         """Replaces an image's user data. Allowed while a VM runs on it."""
         self._storage.set_image_user_data(
             repository_id=params.repository_id, image_id=params.image_id, user_data=params.user_data
+        )
+
+    @verb.verb(role="monitor", pool=lambda params: params.repository_id, errors=(errors.NoSuchRepository,))
+    def checkStorageRepository(self, params: CheckParams) -> list[FoundFix]:
+        """Reads a whole repository and lists what could be better. Changes nothing, and leaves out what is being done.
+
+        clean frees space, optimize stores an image as its strategy asks, merge joins a deleted image and the one on
+        it, mend finishes or takes back what was interrupted. Merging may make more to clean.
+        """
+        found = self._storage.check_storage_repository(
+            repository_id=params.repository_id, options=params.options.model_dump()
+        )
+        return [FoundFix(**one) for one in found]
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repository_id,
+        errors=(errors.BadFix, errors.FixOutdated, errors.VmRuns, *_CHANGES, *_NO_IMAGE, *_WRITES),
+    )
+    def fixStorageRepository(self, params: FixParams) -> StartedFix:
+        """Starts the job of a fix that a check has listed, on this host or another. It may be sent again at any time:
+        what is done already is not done twice, and one that does not fit any more is refused.
+        """
+        return StartedFix(
+            **self._storage.fix_storage_repository(
+                repository_id=params.repository_id,
+                fix={"type": params.fix.type, "data": params.fix.data},
+                options=params.options.model_dump(),
+            )
         )

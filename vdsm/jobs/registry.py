@@ -80,6 +80,12 @@ class Registry:
                 return ACTIVE if job_id in self._expected else STRANGE
             return ENDED if known.final else ACTIVE
 
+    def active(self) -> list[str]:
+        """Ids of the jobs that are here and have not ended, and of those whose request is being committed."""
+        with self._lock:
+            here = [known.id for known in self._jobs.values() if not known.final]
+            return [*here, *(job_id for job_id in self._expected if job_id not in self._jobs)]
+
     def get(self, job_id: str) -> job.Info:
         """Raises `NoSuchJob`."""
         return self._find(job_id).info()

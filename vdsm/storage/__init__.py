@@ -19,13 +19,17 @@ from vdsm.storage import (
     copying,
     diskplans,
     fillings,
+    fixes,
     formats,
     holders,
     images,
     importing,
     ioproc,
+    merging,
     overlays,
+    repairs,
     repository,
+    vmmending,
 )
 
 FORMATS = formats.NAMES
@@ -52,7 +56,8 @@ _IO_TIMEOUTS_S = range(1, 81)  # sanlock multiplies it by up to 14; it accepts w
 
 def preload() -> list[str]:
     """Modules that the fork server must have loaded: the children's entry, and the job bodies."""
-    return [ioproc.__name__, copying.__name__, importing.__name__]
+    bodies = (copying, importing, fixes, merging, vmmending)
+    return [ioproc.__name__, *(module.__name__ for module in bodies)]
 
 
 class Storage:
@@ -76,6 +81,7 @@ class Storage:
         self._holders = holders.Holders(jobs, settings.host.id)
         begun = fillings.Fillings(log, self._connections, jobs, self._holders)
         self._images = images.Images(settings, log, self._connections, begun, self._holders)
+        self._repairs = repairs.Repairs(settings, log, self._connections, jobs, self._holders, self._images)
 
     def start(self) -> None:
         """Starts the thread that watches lockspaces. Nothing is connected yet: that is the caller's to say."""
@@ -207,6 +213,20 @@ class Storage:
         """Replaces the image's userData; also while a VM runs on it."""
         self._images.set_user_data(repository_id, _id(image_id), user_data, _options(options))
 
+    # -- fixes -------------------------------------------------------------------------------------------------------
+
+    def check_storage_repository(
+        self, repository_id: str, options: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """What could be better: {type, image_id, vm_id, description, freed_bytes, data} each; see `findings`. Reads."""
+        return self._repairs.check(repository_id, _fix_options(options))
+
+    def fix_storage_repository(
+        self, repository_id: str, fix: dict[str, Any], options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Starts what a check has answered: {job_id}, None when nothing is left to do. `fix`: type and data of it."""
+        return self._repairs.fix(repository_id, fix, _fix_options(options))
+
     # -- for VMs -----------------------------------------------------------------------------------------------------
 
     def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> DiskPlan:
@@ -293,6 +313,15 @@ def _options(given: dict[str, Any] | None) -> images.Options:
             asked[name] = ids.check_uuid(asked[name], wire)
     if asked["strategy"] not in images.STRATEGIES:
         raise errors.InvalidParameters(parameter="options.strategy", reason="must be space or performance")
+    return asked
+
+
+def _fix_options(given: dict[str, Any] | None) -> dict[str, Any]:
+    asked = {**repairs.OPTIONS, **(given or {})}
+    for name in asked.keys() - repairs.OPTIONS.keys():
+        raise errors.InvalidParameters(parameter=f"options.{name}", reason="unknown")
+    if asked["job_id"] is not None:
+        asked["job_id"] = ids.check_uuid(asked["job_id"], "options.jobId")
     return asked
 
 

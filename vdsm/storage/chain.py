@@ -30,7 +30,7 @@ def down(image_id: str, find: Callable[[str], Record | None]) -> list[Record]:
 def needs(entity: Record) -> set[str]:
     """The images that `entity`, an image or a VM, cannot do without: its base, and what its open work puts there."""
     found = {entity["base"]} if entity.get("base") else set()
-    if models.is_open(entity):
+    if counts(entity):
         names = _names(entity)
         found.update(filter(None, [names.get("snapshot")]))
         found.update(change["hidden"] for change in names.get("disks", {}).values())
@@ -51,6 +51,11 @@ def data_names(entity: Record) -> set[str]:
     return found | {change["data"] for change in names.get("disks", {}).values()}
 
 
+def standing_data(entity: Record) -> set[str]:
+    """The data that `entity` relies on: as `data_names`, without what ended work has left behind."""
+    return data_names(entity) if counts(entity) else data_names({**entity, "work": None})
+
+
 def unused_data(image: Record, carried: Iterable[str], entities: Iterable[Record]) -> list[str]:
     """Data that goes with `image`: what it names and what was made under its lease, unless another record names it.
 
@@ -65,13 +70,23 @@ def unused_data(image: Record, carried: Iterable[str], entities: Iterable[Record
 
 
 def open_snapshot(image: Record) -> str | None:
-    """The snapshot that the disk's open work is making, if any: to be finished before the disk is used."""
-    return _names(image).get("snapshot") if models.is_open(image) else None
+    """The snapshot that the disk's work is making, if any: to be finished before the disk is used."""
+    return _names(image).get("snapshot") if counts(image) else None
+
+
+def counts(entity: Record) -> bool:
+    """Whether what the entity's work names is still to be made, or to be undone: the work has not ended, or has ended
+    with something half made, which nothing but the same work finishes."""
+    work = entity["work"]
+    if work is None or work["state"] == "done":
+        return False
+    half_made = entity.get("status") == models.BROKEN or work.get("committed", False)
+    return half_made or work["state"] in models.UNFINISHED
 
 
 def open_resize(image: Record) -> int | None:
-    """The size in bytes that the disk's open work is giving it, if any: to be finished before the disk is used."""
-    return _names(image).get("size_bytes") if models.is_open(image) else None
+    """The size in bytes that the disk's work is giving it, if any: to be finished before the disk is used."""
+    return _names(image).get("size_bytes") if counts(image) else None
 
 
 def is_unfinished(image: Record) -> bool:

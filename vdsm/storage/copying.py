@@ -16,7 +16,7 @@ Failure: the data goes, the record stays, broken, with the reason. Abort: data, 
 import contextlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
@@ -29,7 +29,7 @@ MEASURE, COPY = STAGES = ("measure", "copy")
 class Filling(worker.Body):
     """What fills an image that `begin_copy` has begun. argument: target (a description), image_id, and the source."""
 
-    stages = STAGES
+    stages: ClassVar[Sequence[str]] = STAGES
 
     def target(self, argument: worker.Argument) -> Repository:
         return formats.open(argument["target"])
@@ -167,8 +167,12 @@ def snapshot_fields(source: record.Record, asked: dict[str, Any], strategy: str)
     return {**asked, **kept, "data": data, "digest": models.digest("copy", {"source": source["id"], **asked})}
 
 
-def begin(repo: Repository, session: leases.Session, fields: dict[str, Any], work: dict[str, Any]) -> record.Record:
+def begin(
+    repo: Repository, session: leases.Session, fields: dict[str, Any], work: dict[str, Any], vm: dict[str, str]
+) -> record.Record:
     """The record of a new image, broken, for the worker's `work`. Its lease is held until `complete` or `discard`.
+
+    `vm` tells where the record of the VM is that the work is on: {"repo": persistent name, "id"}.
 
     Raises `ImageExists`, `RepositoryFull`. Killed: a slot without a record, or a broken image.
     """
@@ -179,7 +183,7 @@ def begin(repo: Repository, session: leases.Session, fields: dict[str, Any], wor
     if known is not None and (known["work"] or {}).get("job_id") != work["job_id"]:
         session.release([slot.data_lease()])
         raise errors.ImageExists(image_id=fields["id"], repo_id=repo.repo_id)
-    return record.create(slot, models.new(fields, repo.host_id, {**work, "names": {}}))
+    return record.create(slot, models.new(fields, repo.host_id, {**work, "names": {"vm": vm}}))
 
 
 def complete(repo: Repository, session: leases.Session, image_id: str) -> None:

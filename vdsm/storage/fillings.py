@@ -47,13 +47,15 @@ class Fillings:
         self._holders = at_it
 
     def begin(self, repo_id: str, order: Order, options: dict[str, Any]) -> Answer:
-        """{image_id, job_id}; job_id None when the image is there already, or was tried before and failed.
+        """{image_id, job_id}; job_id None when the image is there already, was tried before and failed, or
+        is left to a later fix.
 
         Raises what the intent raises, `JobExists` and `Overloaded`; then nothing is left.
         """
         job_id = options["job_id"] or ids.new()
         digest = models.digest(order.verb, order.request)
         told = {"verb": order.verb, "image_id": order.image_id, "job_id": job_id, "digest": digest}
+        told["auto_fix"] = options["auto_fix"]
         asked = {name: order.request[name] for name in ("strategy", "user_data")}
         with self._jobs.expecting(job_id):
             begun = self._commit(repo_id, order.intent, {**order.wanted, **told, **asked})

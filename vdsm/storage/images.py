@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 # What callers may ask for beside a verb's own parameters, and what they get when they do not.
 OPTIONS: Options = {
     **{"image_id": None, "job_id": None, "generation": None, "strategy": models.SPACE},
-    **{"participating_repositories": None, "image_hints": {}},
+    **{"participating_repositories": None, "image_hints": {}, "auto_fix": True},
 }
 STRATEGIES = (models.SPACE, models.PERFORMANCE)
 
@@ -48,7 +48,8 @@ class Images:
         asked = {"base": base, "strategy": options["strategy"], "user_data": user_data}
         request = {**asked, "size_bytes": 0 if base and not size_bytes else models.size(size_bytes)}
         told = {"image_id": options["image_id"] or ids.new(), "digest": models.digest("createVirtualDisk", request)}
-        made: Answer = self._write(repo_id, "create_virtual_disk", {**request, **told})
+        asked_now = {**request, **told, "auto_fix": options["auto_fix"]}
+        made: Answer = self._write(repo_id, "create_virtual_disk", asked_now)
         self._publish(repo_id, made["image_id"], "created")
         return made
 
@@ -57,7 +58,7 @@ class Images:
         self._refuse_active(repo_id, disk_id)
         request = {"disk_id": disk_id, "user_data": user_data}
         told = {"image_id": options["image_id"] or ids.new(), "digest": models.digest("createSnapshot", request)}
-        argument = {**request, **told, "generation": options["generation"]}
+        argument = {**request, **told, "generation": options["generation"], "auto_fix": options["auto_fix"]}
         made: Answer = self._write(repo_id, "create_snapshot", argument)
         self._publish(repo_id, made["image_id"], "created")
         self._publish(repo_id, disk_id, "snapshot")
@@ -113,7 +114,7 @@ class Images:
 
     def remove(self, repo_id: str, image_id: str, options: Options) -> None:
         self._refuse_active(repo_id, image_id)
-        argument = {"image_id": image_id, "generation": options["generation"]}
+        argument = {"image_id": image_id, "generation": options["generation"], "auto_fix": options["auto_fix"]}
         cleaned = self._write(repo_id, "remove_image", argument)["cleaned"]
         _log.info("image %s of %s removed; gone from storage: %s", image_id, repo_id, ", ".join(cleaned) or "nothing")
         self._publish(repo_id, image_id, "removed")

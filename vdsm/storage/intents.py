@@ -31,8 +31,8 @@ _EMPTY_BYTES = sizes.MIB
 def create_virtual_disk(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
     """An empty disk, or one that shows what the snapshot `base` holds. Complete at return.
 
-    argument: image_id, size_bytes (0: the base's), base (id or None), strategy, user_data, digest. Answers {image_id,
-    job_id: None}.
+    argument: image_id, size_bytes (0: the base's), base (id or None), strategy, user_data, digest; auto_fix: False
+    leaves all after [C] to a later fix. Answers {image_id, job_id: None}.
 
     Killed: before [C] at most a slot without a record; after it a broken image with this work.
     """
@@ -51,7 +51,11 @@ def create_virtual_disk(repo: Repository, session: leases.Session, argument: Arg
             with undo.Stack() as steps:
                 steps.push("remove the disk", lambda: removal.discard(repo, session, image_id))
                 if known is None:
-                    record.create(repo.slot(image_id), _empty_disk(repo, {**argument, "size_bytes": size_bytes}))  # [C]
+                    known = record.create(
+                        repo.slot(image_id), _empty_disk(repo, {**argument, "size_bytes": size_bytes})
+                    )  # [C]
+                if not argument.get("auto_fix", True):
+                    return _answer(known)
                 return _answer(_fill_disk(repo, session, image_id))
 
 
@@ -68,7 +72,8 @@ def _empty_disk(repo: Repository, argument: Argument) -> record.Record:
     data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
     asked = {name: argument[name] for name in ("size_bytes", "base", "strategy", "user_data", "digest")}
     fields = {"id": argument["image_id"], "kind": models.DISK, "data": data, **asked}
-    return models.new(fields, repo.host_id, models.work("createVirtualDisk", repo.host_id, {}))
+    wanted = not argument.get("auto_fix", True)
+    return models.new(fields, repo.host_id, models.work("createVirtualDisk", repo.host_id, {}, wanted=wanted))
 
 
 def _fill_disk(repo: Repository, session: leases.Session, image_id: str) -> record.Record:
@@ -104,9 +109,9 @@ def make_data(
 def create_snapshot(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
     """A snapshot of a disk that no VM runs on. Complete at return.
 
-    argument: image_id (the snapshot's), disk_id, generation (the disk's, or None), user_data, digest. Answers
-    {image_id, job_id: None}. The snapshot takes over the disk's data, the disk gets an overlay on it; nothing is
-    renamed and nothing copied (trap 31).
+    argument: image_id (the snapshot's), disk_id, generation (the disk's, or None), user_data, digest; auto_fix: False
+    leaves all after [C] to a later fix. Answers {image_id, job_id: None}. The snapshot takes over the disk's data, the
+    disk gets an overlay on it; nothing is renamed and nothing copied (trap 31).
 
     Killed: before [C] the disk is as it was, and at most a broken snapshot is there, whose record names the disk's data
     too; after it the disk is broken and names the snapshot and its new data, and `roll_forward` finishes both.
@@ -128,15 +133,17 @@ def create_snapshot(repo: Repository, session: leases.Session, argument: Argumen
 
 
 def _split(repo: Repository, session: leases.Session, disk: record.Record, argument: Argument) -> record.Record:
-    """The snapshot `image_id`, which takes over the disk's data, complete. The leases of both are held."""
+    """The snapshot `image_id`, which takes over the disk's data, complete; unless `auto_fix` is False. The leases of
+    both are held."""
     image_id, disk_id = argument["image_id"], disk["id"]
+    wanted = not argument.get("auto_fix", True)
     with undo.Stack() as steps:
         steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
         _check_disk(disk, argument)
-        record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument))
-        repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id))  # [C]
+        snapshot = record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument, wanted))
+        repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id, wanted))  # [C]
         steps.push("withdraw from the disk", lambda: _withdraw(repo, session, disk))
-        return _switch(repo, session, disk_id, image_id)
+        return snapshot if wanted else _switch(repo, session, disk_id, image_id)
 
 
 def _check_disk(disk: record.Record, argument: Argument) -> None:
@@ -144,17 +151,18 @@ def _check_disk(disk: record.Record, argument: Argument) -> None:
     models.check_generation(disk, argument["generation"])
 
 
-def _snapshot_of(repo: Repository, disk: record.Record, argument: Argument) -> record.Record:
+def _snapshot_of(repo: Repository, disk: record.Record, argument: Argument, wanted: bool) -> record.Record:
     kept = {name: disk[name] for name in ("size_bytes", "data", "base", "strategy")}
     asked = {name: argument[name] for name in ("user_data", "digest")}
     hidden = argument.get("hidden", False)
     fields = {"id": argument["image_id"], "kind": models.SNAPSHOT, "deleted": hidden, **kept, **asked}
-    return models.new(fields, repo.host_id, models.work("createSnapshot", repo.host_id, {"disk": disk["id"]}))
+    work = models.work("createSnapshot", repo.host_id, {"disk": disk["id"]}, wanted=wanted)
+    return models.new(fields, repo.host_id, work)
 
 
-def _snapshotting(repo: Repository, disk: record.Record, snapshot_id: str) -> record.Record:
+def _snapshotting(repo: Repository, disk: record.Record, snapshot_id: str, wanted: bool) -> record.Record:
     names = {"snapshot": snapshot_id, "data": models.data_name(disk["id"])}
-    work = models.work("createSnapshot", repo.host_id, names)
+    work = models.work("createSnapshot", repo.host_id, names, wanted=wanted)
     return {**disk, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
 
 
@@ -187,14 +195,32 @@ def roll_forward(repo: Repository, session: leases.Session, argument: Argument) 
 
 def _switch(repo: Repository, session: leases.Session, disk_id: str, snapshot_id: str) -> record.Record:
     """From the disk's intent to the end: its overlay, the snapshot's record, the disk's. Returns the snapshot."""
-    disk, snapshot = repo.get(disk_id), repo.get(snapshot_id)
-    overlay = {"name": disk["work"]["names"]["data"], "format": models.QCOW2}
-    make_data(repo, session, overlay, disk["size_bytes"], disk["data"])
-    if snapshot["status"] == models.BROKEN:
-        snapshot = repo.update(session, snapshot_id, lambda found: models.done(found, repo.host_id))
-    changes = {"data": overlay, "base": snapshot_id}
-    repo.update(session, disk_id, lambda found: models.done(found, repo.host_id, **changes))
+    disk = repo.get(disk_id)
+    names = disk["work"]["names"]
+    snapshot = make_snapshot(repo, session, disk, names)
+    repo.update(session, disk_id, lambda found: models.done(found, repo.host_id, **_based(names)))
     return snapshot
+
+
+def make_snapshot(
+    repo: Repository, session: leases.Session, disk: record.Record, names: dict[str, str]
+) -> record.Record:
+    """Makes the disk's overlay, and completes the snapshot's record; returns that. `names` are those of the work."""
+    make_data(repo, session, _based(names)["data"], disk["size_bytes"], disk["data"])
+    snapshot = repo.get(names["snapshot"])
+    if snapshot["status"] == models.BROKEN:
+        snapshot = repo.update(session, snapshot["id"], lambda found: models.done(found, repo.host_id))
+    return snapshot
+
+
+def on_snapshot(disk: record.Record, names: dict[str, str]) -> dict[str, Any]:
+    """Fields of the disk's record when it is based on its new snapshot."""
+    based = _based(names)
+    return {**based, "status": models.settled({**disk, **based})}
+
+
+def _based(names: dict[str, str]) -> dict[str, Any]:
+    return {"data": {"name": names["data"], "format": models.QCOW2}, "base": names["snapshot"]}
 
 
 # -- resizeVirtualDisk -----------------------------------------------------------------------------------------------
@@ -229,9 +255,9 @@ def begin_copy(repo: Repository, session: leases.Session, argument: Argument) ->
     with "undeleted" true when it came back from deletion.
 
     argument: image_id, kind, size_bytes, strategy, user_data, digest, verb, job_id, source (for the record's work),
-    base (an image of this repository to which the difference is to be stored; None or left out: the whole). A snapshot
-    keeps its id when it is copied, so the one of that id is the same image: whole it is taken as it is, back from
-    deletion if need be (trap 38).
+    base (an image of this repository to which the difference is to be stored; None or left out: the whole); auto_fix:
+    False leaves the filling to a later fix. A snapshot keeps its id when it is copied, so the one of that id is the
+    same image: whole it is taken as it is, back from deletion if need be (trap 38).
 
     Killed: before [C] at most a slot without a record, and a base that was a disk lies on its hidden snapshot, or is
     about to; after it a broken image whose work is queued.
@@ -319,9 +345,10 @@ def _target(repo: Repository, argument: Argument, base: str | None) -> record.Re
     data = {"name": models.data_name(argument["image_id"]), "format": models.RAW if fast else models.QCOW2}
     asked = {name: argument[name] for name in ("kind", "size_bytes", "strategy", "user_data", "digest")}
     names = {"source": argument["source"]}
+    wanted = not argument.get("auto_fix", True)
+    job_id = None if wanted else argument["job_id"]
     since = repo.host_generation(repo.slot(argument["image_id"]))
-    job_id = argument["job_id"]
-    work = models.work(argument["verb"], repo.host_id, names, job_id=job_id, host_generation=since)
+    work = models.work(argument["verb"], repo.host_id, names, job_id=job_id, host_generation=since, wanted=wanted)
     return models.new({"id": argument["image_id"], "data": data, "base": base, **asked}, repo.host_id, work)
 
 

@@ -20,7 +20,19 @@ from collections.abc import Callable
 from typing import Any
 
 from vdsm import channels, errors, forkserver, leases, logs
-from vdsm.storage import formats, importing, intents, places, reading, removal, repository, vmclaims, vmrecords
+from vdsm.storage import (
+    checking,
+    fixclaims,
+    formats,
+    importing,
+    intents,
+    places,
+    reading,
+    removal,
+    repository,
+    vmclaims,
+    vmrecords,
+)
 
 _log = logs.get("storage.ioproc")
 
@@ -31,7 +43,7 @@ PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
     function.__name__: function
     for function in (
         *(places.format_repository, places.header, places.leave_lockspace, places.space),
-        *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm),
+        *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
     )
 }
 LEASED: dict[str, intents.Intent] = {
@@ -42,6 +54,7 @@ LEASED: dict[str, intents.Intent] = {
         *(intents.begin_copy, intents.withdraw_copy, intents.set_user_data, importing.begin_import),
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
         *(vmclaims.claim_vm, vmclaims.unclaim_vm),
+        *(fixclaims.begin_fix, fixclaims.withdraw_fix),
     )
 }
 

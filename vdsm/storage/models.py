@@ -19,17 +19,20 @@ An image's record (`vdsm/record.py` has the bytes) has these fields:
     writer       {"host_id", "boot_id"} of the last change
 
 `work` is {"job_id" (None: done within a call), "kind", "host_id", "boot_id", "host_generation", "state", "stage",
-"stages", "stage_name", "percent", "error", "names"}. `host_generation` is the host's in the lockspace when it queued
-the job, so that others can tell whether it has been away since. What the states mean: `verdicts.py`. `names` are
-the things that are being made:
+"stages", "stage_name", "percent", "error", "names"}, and "committed" once there is no way back for it.
+`host_generation` is the host's in the lockspace when it queued the job, so that others can tell whether it has been
+away since. What the states mean: `verdicts.py`. `names` are the things that are being made:
 
     createSnapshot, in the disk      {"snapshot": id, "data": name of the disk's new data}
     createSnapshot, in the snapshot  {"disk": id}
     resizeVirtualDisk                {"size_bytes": the disk's new size}
-    hidden overlay                   {"disk": id, "data": name of the overlay}
+    hidden overlay                   {"disk": id, "data": name of the overlay, "vm": {"repo": persistent name, "id"}}
+    new image of makeTemplate        {"vm": {"repo", "id"}}
     copyImage, importImage           {"source": ...}
     VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}}
-    VM record, makeTemplate          {"images": {image id: name of its data}}
+    VM record, makeTemplate          {"images": {image id: name of its data}, "repo": persistent name of theirs}
+    mergeImage                       {"merged": id of the deleted image below, "direction": "pull" or "push"}
+    optimizeImage                    {"data": name of the data that replaces the present one}
 
 Pure, but for the clock and this host's boot id.
 """
@@ -51,6 +54,11 @@ RAW, QCOW2 = "raw", "qcow2"
 
 # Work in these states is not finished: whoever wrote it is at it, or has died over it.
 OPEN = ("queued", "running", "committing")
+
+# Nobody has begun this work, and nobody will by himself: its request said AutoFix=false.
+WANTED = "wanted"
+# What is named by work in these states is still being made, or waits for somebody who goes on.
+UNFINISHED = (*OPEN, WANTED, "interrupted")
 
 # Sizes are whole 4096-byte blocks, so that an image fits repositories with either sector size. 16 TiB is what ext4
 # allows a file.
@@ -107,12 +115,19 @@ def new(fields: dict[str, Any], host_id: int, work: dict[str, Any]) -> record.Re
 
 
 def work(
-    kind: str, host_id: int, names: dict[str, Any], *, job_id: str | None = None, host_generation: int | None = None
+    kind: str,
+    host_id: int,
+    names: dict[str, Any],
+    *,
+    job_id: str | None = None,
+    host_generation: int | None = None,
+    wanted: bool = False,
 ) -> dict[str, Any]:
-    """Work that is queued for a job, or, without one, running within the call."""
+    """Work that is queued for a job, or, without one, running within the call; `wanted`: left to a later fix."""
+    state = WANTED if wanted else "queued" if job_id else "running"
     return {
         **{"job_id": job_id, "kind": kind, **writer(host_id), "host_generation": host_generation},
-        **{"state": "queued" if job_id else "running", "stage": 0, "stages": 1, "stage_name": ""},
+        **{"state": state, "stage": 0, "stages": 1, "stage_name": ""},
         **{"percent": -1, "error": None, "names": names},
     }
 

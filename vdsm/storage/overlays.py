@@ -29,8 +29,11 @@ def plan(disk_id: str) -> Change:
     return {"hidden": ids.new(), "data": models.data_name(disk_id)}
 
 
-def begin(repo: Repository, session: leases.Session, disk_id: str, change: Change, work: dict[str, Any]) -> None:
-    """Makes an empty overlay on the disk. `work` is the job's, for H's record. Raises `RepositoryFull`.
+def begin(
+    repo: Repository, session: leases.Session, disk_id: str, change: Change, work: dict[str, Any], vm: dict[str, str]
+) -> None:
+    """Makes an empty overlay on the disk. `work` is the job's, for H's record, and `vm` tells where the record of its
+    VM is: {"repo": persistent name, "id"}. Raises `RepositoryFull`.
 
     Killed: before H's record at most a slot without a record; after it H names the overlay, made or not.
     """
@@ -39,15 +42,17 @@ def begin(repo: Repository, session: leases.Session, disk_id: str, change: Chang
     slot = repo.slot(change["hidden"])
     repo.allocate(session, slot)
     repo.keep(session, change["hidden"])
-    record.create(slot, _hidden(repo, disk, change, work))
+    record.create(slot, _hidden(repo, disk, change, work, vm))
     overlay = {"name": change["data"], "format": models.QCOW2}
     intents.make_data(repo, session, overlay, disk["size_bytes"], disk["data"])
 
 
-def _hidden(repo: Repository, disk: record.Record, change: Change, work: dict[str, Any]) -> record.Record:
+def _hidden(
+    repo: Repository, disk: record.Record, change: Change, work: dict[str, Any], vm: dict[str, str]
+) -> record.Record:
     kept = {name: disk[name] for name in ("size_bytes", "data", "base", "strategy")}
     fields = {"id": change["hidden"], "kind": models.SNAPSHOT, "deleted": True, "digest": "", **kept}
-    names = {"disk": disk["id"], "data": change["data"]}
+    names = {"disk": disk["id"], "data": change["data"], "vm": vm}
     return models.new(fields, repo.host_id, {**work, "names": names})
 
 

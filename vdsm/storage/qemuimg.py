@@ -78,19 +78,21 @@ def stand_in(path: str, layer: Layer, size_bytes: int, below: str | None) -> lis
             str(size_bytes)]  # fmt: skip
 
 
-def rebase(overlay: Layer, chain: Sequence[Layer], backing: Layer) -> list[str]:
-    """Writes into `overlay`, which lies on `chain`, all that differs between that and `backing`, with progress.
+def rebase(overlay: Layer, chain: Sequence[Layer], backing: Layer | None) -> list[str]:
+    """Writes into `overlay`, which lies on `chain`, all that differs between that and `backing`, with progress. None is
+    a backing that shows nothing.
 
     What overlay and chain show together, overlay and backing do afterwards. `backing` is opened by its name, as its
     header says: give a stand-in.
     """
     caches = ["-t", "none", "-T", "writeback"]  # of overlay and chain, and of the stand-in
-    return ["qemu-img", "rebase", "-p", *caches, "-b", backing.path, "-F", backing.format, source([overlay, *chain])]
+    where = ["-b", backing.path, "-F", backing.format] if backing else ["-b", ""]
+    return ["qemu-img", "rebase", "-p", *caches, *where, source([overlay, *chain])]
 
 
-def name_backing(overlay: Layer, backing: Layer) -> list[str]:
+def name_backing(overlay: Layer, backing: Layer | None) -> list[str]:
     """Writes into the overlay's header what lies below it, as `create` does; nothing but the header is touched."""
-    where = ["-b", backing.path.rpartition("/")[2], "-F", backing.format]
+    where = ["-b", backing.path.rpartition("/")[2], "-F", backing.format] if backing else ["-b", ""]
     return ["qemu-img", "rebase", "-q", "-u", "-f", overlay.format, *where, overlay.path]
 
 
@@ -100,6 +102,11 @@ def resize(target: Layer, size_bytes: int) -> list[str]:
     What lies below is not opened: it is never larger than what lies on it, so it has nothing to show there.
     """
     return ["qemu-img", "resize", "-q", "--shrink", source([target]), str(size_bytes)]
+
+
+def commit(chain: Sequence[Layer]) -> list[str]:
+    """Writes what the top of `chain` holds into the layer below it, which grows to its size; the top stays as it is."""
+    return ["qemu-img", "commit", "-p", "-d", "-t", "none", source(chain)]
 
 
 def measure(chain: Sequence[Layer], target_format: str) -> list[str]:

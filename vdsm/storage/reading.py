@@ -47,15 +47,16 @@ def evidence(repo: Repository, slot: record.Slot, read: Callable[[], Record]) ->
     """
     known = read()
     for _ in range(_RESTS):
-        owners, hosts = _owners(repo, slot), leases.hosts(slot.lockspace)
+        found, hosts = owners(repo, slot), leases.hosts(slot.lockspace)
         before, known = known, read()
         if known["version"] == before["version"]:
             break
     listed = [{"host_id": host_id, **host._asdict()} for host_id, host in hosts.items()]
-    return {"record": known, "owners": owners, "hosts": listed or None}
+    return {"record": known, "owners": found, "hosts": listed or None}
 
 
-def _owners(repo: Repository, slot: record.Slot) -> list[dict[str, int]] | None:
+def owners(repo: Repository, slot: record.Slot) -> list[dict[str, int]] | None:
+    """As in `evidence`."""
     lease = slot.data_lease()
     try:
         found = leases.owners(lease)

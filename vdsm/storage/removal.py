@@ -7,15 +7,16 @@ import contextlib
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.storage import chain, models
+from vdsm.storage import chain, findings, models
 from vdsm.storage.repository import Repository
 
 
 def remove_image(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:
     """Removes an image for its callers, and from storage what nobody needs then.
 
-    argument: image_id, generation (expected, or None). Answers {"cleaned": ids of what has left storage}; empty as long
-    as another image is based on it. Removing a deleted image again goes on with the cleaning.
+    argument: image_id, generation (expected, or None); auto_fix: False only sets the flag. Answers {"cleaned": ids of
+    what has left storage}; empty as long as another image is based on it. Removing a deleted image again goes on with
+    the cleaning.
 
     A snapshot is only flagged, so it can go while VMs run on top of it. Anything that somebody may write, a disk or an
     image in the making, needs its data lease.
@@ -28,7 +29,7 @@ def remove_image(repo: Repository, session: leases.Session, argument: dict[str, 
         mutable = image["kind"] == models.DISK or image["status"] == models.BROKEN
         with repo.owning(session, exclusive=[image_id] if mutable else []):
             repo.update(session, image_id, lambda found: _deleted(repo, found, argument["generation"]))  # [C]
-    return {"cleaned": clean(repo, session, image_id)}
+    return {"cleaned": clean(repo, session, image_id) if argument.get("auto_fix", True) else []}
 
 
 def _deleted(repo: Repository, image: record.Record, expected: int | None) -> record.Record:
@@ -38,28 +39,31 @@ def _deleted(repo: Repository, image: record.Record, expected: int | None) -> re
     return {**image, "deleted": True, "writer": models.writer(repo.host_id)}
 
 
-def clean(repo: Repository, session: leases.Session, image_id: str) -> list[str]:
-    """Takes a deleted image from storage when nobody needs it, then what it needed by the same rule, and so on.
+def clean(repo: Repository, session: leases.Session, *image_ids: str) -> list[str]:
+    """Takes deleted images from storage when nobody needs them, then what they needed by the same rule, and so on.
 
     Returns the ids of what has gone. What is in use, needed or not deleted stays as it is; nothing is raised for it.
 
     Killed: the image stays deleted and broken, with this work in its record, its data there or not.
     """
     cleaned: list[str] = []
-    wanted = [image_id]
+    wanted = list(image_ids)
     while wanted:
         image_id = wanted.pop()
         with contextlib.suppress(errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage):
             with repo.owning(session, exclusive=[image_id]):
-                image = _clean_one(repo, session, image_id)
+                image = clean_held(repo, session, image_id)
             if image is not None:
                 cleaned.append(image_id)
                 wanted += sorted(chain.needs(image))
     return cleaned
 
 
-def _clean_one(repo: Repository, session: leases.Session, image_id: str) -> record.Record | None:
-    """The image that has gone, or None when it has to stay. The lease is held: nobody gets to need it now (trap 36)."""
+def clean_held(repo: Repository, session: leases.Session, image_id: str) -> record.Record | None:
+    """Takes one deleted image from storage, whose lease is held: nobody gets to need it now (trap 36).
+
+    Returns it as it was, or None when it has to stay. Killed: as `clean`.
+    """
     image = repo.find(image_id)
     if image is None or not image["deleted"] or chain.dependents(image_id, entities(repo)):
         return None
@@ -101,3 +105,10 @@ def discard_held(repo: Repository, session: leases.Session, image_id: str) -> No
 def entities(repo: Repository) -> list[record.Record]:
     """All records of the repository: images and VMs."""
     return [*repo.images().values(), *repo.vms().values()]
+
+
+def remove_unnamed(repo: Repository, names: list[str]) -> None:
+    """Removes those of `names`, all of them data that exists, that no record relies on. The caller holds the lease of
+    whoever could get to name them."""
+    for name in findings.unnamed_data(names, entities(repo)):
+        repo.remove_data(name)

@@ -43,7 +43,7 @@ def finish(repo: Repository, session: leases.Session, image_id: str) -> record.R
     """What the disk's open work still lacks; its record as it is then. The data lease is held. May be done twice."""
     disk = repo.get(image_id)
     size_bytes = disk["work"]["names"]["size_bytes"]
-    _set_size(repo, session, disk, size_bytes)
+    set_size(repo, session, disk, size_bytes)
     return repo.update(session, image_id, lambda found: models.done(found, repo.host_id, size_bytes=size_bytes))
 
 
@@ -61,11 +61,11 @@ def _growing(repo: Repository, disk: record.Record, size_bytes: int) -> record.R
 
 def _withdraw(repo: Repository, session: leases.Session, before: record.Record) -> None:
     """The disk as it was. What cannot be taken back stays broken, to be finished."""
-    _set_size(repo, session, before, before["size_bytes"])
+    set_size(repo, session, before, before["size_bytes"])
     repo.update(session, before["id"], lambda _: before)
 
 
-def _set_size(repo: Repository, session: leases.Session, disk: record.Record, size_bytes: int) -> None:
+def set_size(repo: Repository, session: leases.Session, disk: record.Record, size_bytes: int) -> None:
     """The disk's data has this size, on stable storage."""
     data = disk["data"]
     try:

@@ -53,9 +53,11 @@ class Sysprep(worker.Body):
 
     def run(self, ctx: worker.Context) -> None:
         disks = list(_disks(ctx.argument))
+        slot = self.entity(ctx.argument)
+        vm = {"repo": slot.lockspace, "id": slot.name}
         ctx.stage(OVERLAY)
         for disk in disks:
-            storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"])
+            storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
         guestfs.sysprep(ctx, [(disk.path, _OVERLAY_FORMAT) for disk in disks])
         for disk in disks:
             ctx.flush(disk.path)

@@ -57,9 +57,11 @@ class MakeTemplate(worker.Body):
 
     def run(self, ctx: worker.Context) -> None:
         copies = list(_copies(ctx.argument))
+        slot = self.entity(ctx.argument)
+        vm = {"repo": slot.lockspace, "id": slot.name}
         for copy in copies:
             storage.copying.check_unchanged(copy.source, copy.chain)
-            image = storage.copying.begin(copy.repo, ctx.session, copy.fields, ctx.record["work"])
+            image = storage.copying.begin(copy.repo, ctx.session, copy.fields, ctx.record["work"], vm)
             layers = storage.copying.layers_of(copy.source, copy.chain)
             storage.copying.fill(ctx, copy.repo, image, layers)
         guestfs.sysprep(ctx, [(copy.path, copy.fields["data"]["format"]) for copy in copies])
@@ -79,8 +81,9 @@ class MakeTemplate(worker.Body):
 
 
 def names(copies: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is being made, for the VM's record: {"images": {image id: data name}}."""
-    return {"images": {copy["fields"]["id"]: copy["fields"]["data"]["name"] for copy in copies}}
+    """What is being made, for the VM's record: {"images": {image id: data name}, "repo": where, a persistent name}."""
+    images = {copy["fields"]["id"]: copy["fields"]["data"]["name"] for copy in copies}
+    return {"images": images, "repo": copies[0]["target"]["name"]}
 
 
 def _copies(argument: worker.Argument) -> Iterator[_Copy]:

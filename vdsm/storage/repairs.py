@@ -1,0 +1,212 @@
+"""checkStorageRepository and fixStorageRepository, on the agent's side.
+
+What a check answers goes to the caller and comes back from anybody: it names what to do and what must still be so, and
+everything else is read again when it comes back. Methods block for children of the repositories that they name.
+"""
+
+from typing import Any
+
+import pydantic
+
+from vdsm import config, errors, events, ids, undo
+from vdsm.jobs import job, registry
+from vdsm.record import Record
+from vdsm.storage import chain, connected, findings, holders, images
+
+Answer = dict[str, Any]
+
+# `takeover`: work in the queue of another host that lives counts as nobody's (trap 24).
+OPTIONS: dict[str, Any] = {"job_id": None, "takeover": False}
+
+
+class _Token(pydantic.BaseModel):
+    """A fix's `data`. `repo` is the repository's persistent name: the same on every host."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    repo: str
+    fix: str
+    entity: str = pydantic.Field(pattern=ids.UUID_PATTERN)
+    guard: dict[str, int | str | dict[str, str] | None]
+
+
+class Repairs:
+    def __init__(
+        self,
+        settings: config.Config,
+        log: events.EventLog,
+        connections: connected.Connections,
+        jobs: registry.Registry,
+        at_it: holders.Holders,
+        made: images.Images,
+    ) -> None:
+        self._import_dirs = list(settings.storage.import_dirs)
+        self._events = log
+        self._connections = connections
+        self._jobs = jobs
+        self._holders = at_it
+        self._images = made
+
+    # -- check -------------------------------------------------------------------------------------------------------
+
+    def check(self, repo_id: str, options: dict[str, Any]) -> list[Answer]:
+        """What could be better: {type, image_id, vm_id, description, freed_bytes, data} each. Only reads."""
+        asked = {"active": self._jobs.active(), "takeover": options["takeover"]}
+        found: list[Answer] = self._connections.read(repo_id, "check", asked)
+        name = self._connections.get(repo_id).name
+        return [_shown(name, findings.Finding(**one)) for one in found if self._is_free(one)]
+
+    def _is_free(self, finding: Answer) -> bool:
+        """False for work that was committed here while the repository was read; and while a VM's record in another
+        repository speaks of the image, or cannot be asked."""
+        if self._jobs.standing(finding["guard"].get("job_id")) == registry.ACTIVE:
+            return False
+        where = finding["guard"].get("vm")
+        if where is None:
+            return True
+        try:
+            vm: Record | None = self._connections.read(self._connected(where["repo"]), "vm", {"vm_id": where["id"]})
+        except errors.VdsmError:
+            return False
+        return vm is None or not chain.counts(vm) or finding["entity"] not in findings.made_for_vm(vm)
+
+    # -- fix ---------------------------------------------------------------------------------------------------------
+
+    def fix(self, repo_id: str, fix: Answer, options: dict[str, Any]) -> Answer:
+        """Starts the fix's job: {job_id}, None when nothing is left to do.
+
+        Raises `BadFix`, `FixOutdated`, `ImageBusy`, `ImageInUse`, `VmRuns`; then nothing has happened.
+        """
+        token = self._token(repo_id, fix)
+        job_id = options["job_id"] or ids.new()
+        given, reads, repos = self._given(repo_id, token)
+        asked = {"fix": token.fix, "entity": token.entity, "guard": token.guard, "job_id": job_id}
+        wanted = {**asked, "active": self._jobs.active(), "takeover": options["takeover"]}
+        with self._jobs.expecting(job_id):
+            begun = self._begin(repo_id, wanted)
+            if begun is None:
+                return {"job_id": None}
+            if "begun" not in begun:
+                self._register(repo_id, token, job_id, {**given, **begun}, reads, repos)
+        return {"job_id": job_id}
+
+    def _begin(self, repo_id: str, wanted: Answer) -> Answer | None:
+        try:
+            begun: Answer | None = self._connections.write(repo_id, "begin_fix", wanted)
+        except errors.ImageInUse as error:
+            raise self._holders.named(error) from error
+        return begun
+
+    def _token(self, repo_id: str, fix: Answer) -> _Token:
+        try:
+            token = _Token.model_validate(fix["data"])
+        except pydantic.ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "data"
+            raise errors.BadFix(reason=f"{where}: {error.errors()[0]['msg']}") from error
+        if token.fix not in findings.TYPE_OF:
+            raise errors.BadFix(reason=f"there is no fix {token.fix}")
+        if token.repo != self._connections.get(repo_id).name:
+            raise errors.BadFix(reason=f"it is for the repository {token.repo}")
+        if fix["type"] != findings.TYPE_OF[token.fix]:
+            raise errors.BadFix(reason=f"its type is not {fix['type']}")
+        return token
+
+    def _given(self, repo_id: str, token: _Token) -> tuple[Answer, tuple[str, ...], list[str]]:
+        """(what the worker needs beyond the repository, images that it reads elsewhere, the repositories of both)."""
+        if token.fix == "copyImage":
+            return self._source(repo_id, token)
+        if token.fix == "importImage":
+            file = self._names(repo_id, token).get("source", {})
+            return {**file, "allowed_dirs": self._import_dirs}, (), [repo_id]
+        if token.fix == findings.MEND_VM:
+            return self._parts_of_vm(repo_id, token)
+        vm = token.guard.get("vm")
+        if isinstance(vm, dict):
+            elsewhere = self._connected(vm["repo"])
+            return {"vm": self._connections.description(elsewhere)}, (), [repo_id, elsewhere]
+        return {}, (), [repo_id]
+
+    def _source(self, repo_id: str, token: _Token) -> tuple[Answer, tuple[str, ...], list[str]]:
+        origin = self._names(repo_id, token).get("source")
+        if not origin:
+            return {}, (), [repo_id]  # not a copy any more: the claim says how it is
+        plan = self._images.plan_copy(origin["image_id"], self._connected(origin["repo"]))
+        reads = tuple(layer["id"] for layer in plan.layers)
+        return {"source": plan.description, "layers": plan.layers}, reads, [repo_id, plan.repo_id]
+
+    def _names(self, repo_id: str, token: _Token) -> dict[str, Any]:
+        """What the work in the image's record names."""
+        image: Record | None = self._connections.read(repo_id, "find", {"image_id": token.entity})
+        unfinished = image is not None and image["work"] and chain.counts(image)
+        return image["work"]["names"] if image is not None and unfinished else {}
+
+    def _parts_of_vm(self, repo_id: str, token: _Token) -> tuple[Answer, tuple[str, ...], list[str]]:
+        vm: Record | None = self._connections.read(repo_id, "vm", {"vm_id": token.entity})
+        work = (vm or {}).get("work") or {}
+        names = work.get("names") or {}
+        places = {disk["image_id"]: disk["repo"] for disk in (vm or {}).get("disks", [])}
+        disks = [
+            {"repository": self._description(places[image_id]), "image_id": image_id, "change": change}
+            for image_id, change in names.get("disks", {}).items()
+        ]
+        made = [
+            {"repository": self._description(names["repo"]), "image_id": image_id}
+            for image_id in names.get("images", {})
+        ]
+        repos = sorted({repo_id, *(part["repository"]["repo_id"] for part in [*disks, *made])})
+        return {"disks": disks, "images": made}, (), repos
+
+    def _description(self, repo_name: str) -> dict[str, Any]:
+        return self._connections.description(self._connected(repo_name))
+
+    def _connected(self, repo_name: str) -> str:
+        repo_id = self._connections.id_of(repo_name)
+        if repo_id is None:
+            raise errors.NoSuchRepository(repo_id=repo_name)
+        return repo_id
+
+    # -- the job -----------------------------------------------------------------------------------------------------
+
+    def _register(
+        self, repo_id: str, token: _Token, job_id: str, argument: Answer, reads: tuple[str, ...], repos: list[str]
+    ) -> None:
+        is_vm = token.fix in findings.OF_VMS
+        entity = {"type": "vm" if is_vm else "image", "id": argument["entity"], "repo_id": repo_id}
+        request = job.JobRequest(
+            kind=token.fix,
+            job_id=job_id,
+            job_type="virt" if token.fix == findings.MEND_VM else "storage",
+            description=f"{findings.TYPE_OF[token.fix]}: {token.fix} of {entity['type']} {token.entity} in {repo_id}",
+            entity=entity,
+            argument={**argument, "target": self._connections.description(repo_id)},
+            gate=self._connections.gate(repos),
+            identity=[token.fix, token.entity, token.guard],
+        )
+        with undo.Stack() as steps:
+            if "before" in argument:
+                claim = {"entity": argument["entity"], "is_vm": is_vm, "job_id": job_id, "before": argument["before"]}
+                steps.push("withdraw the fix", lambda: self._connections.write(repo_id, "withdraw_fix", claim))
+            self._holders.add_reader(job_id, reads)
+            steps.push("forget what it reads", lambda: self._holders.forget_reader(job_id))
+            self._jobs.add(request)
+        self._publish(entity, token, job_id, "begun")
+        self._jobs.on_end(job_id, lambda info: self._ended(entity, token, info))
+
+    def _ended(self, entity: dict[str, str], token: _Token, info: job.Info) -> None:
+        """Runs under the registry's lock."""
+        self._holders.forget_reader(info["id"])
+        self._publish(entity, token, info["id"], info["status"])
+
+    def _publish(self, entity: dict[str, str], token: _Token, job_id: str, change: str) -> None:
+        if entity["type"] == "image":
+            told = {"repo_id": entity["repo_id"], "change": change, "job_id": job_id, "fix": token.fix}
+            self._events.publish("image", entity["id"], told)
+
+
+def _shown(repo_name: str, found: findings.Finding) -> Answer:
+    data = {"repo": repo_name, "fix": found.fix, "entity": found.entity, "guard": found.guard}
+    where = {"image_id": None if found.is_vm else found.entity, "vm_id": found.entity if found.is_vm else None}
+    return {
+        **{"type": found.type, **where, "description": found.description},
+        **{"freed_bytes": found.freed_bytes, "data": data},
+    }
