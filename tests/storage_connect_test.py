@@ -269,3 +269,15 @@ def test_lockspace_is_renewed_with_the_time_out_it_was_made_with(
     told = subprocess.run(["sanlock", "client", "status", "-D"], capture_output=True, text=True, check=True).stdout
     lockspaces_told = told.partition(f"s {service.repository('timed')['name']}:")[2]
     assert "io_timeout=1" in lockspaces_told.split("\ns ")[0].split()
+
+
+def test_children_that_may_be_registered_are_counted(
+    service: Service, world: storage_fixture.World, fresh: str
+) -> None:
+    """sanlock serves nobody beyond some 1000 registrations, whoever they are (trap 7)."""
+    before = service.storage.most_registrations()
+    connect(service, world, fresh, "counted")
+    one_more = service.storage.most_registrations()
+    assert one_more - before == config.Storage().io_children
+    connect(service, world, fresh, "counted-again")
+    assert service.storage.most_registrations() == one_more

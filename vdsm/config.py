@@ -79,7 +79,7 @@ class Storage:
 class Sanlock:
     # Where sanlock's socket is. QEMU's launcher gets the same value.
     run_dir: str = "/run/sanlock"
-    # Registered processes (VMs and workers). sanlock stops serving everybody somewhere above 1000.
+    # Registered processes: VMs, workers, children of repositories. Above some 1000 sanlock stops serving everybody.
     max_registrations: int = 900
 
 

@@ -237,6 +237,10 @@ class Storage:
         """See `images.Images.plan_copy`."""
         return self._images.plan_copy(image_id, repo_id)
 
+    def most_registrations(self) -> int:
+        """How many of its children may be registered with sanlock at once, for the repositories connected now."""
+        return self._connections.most_registrations()
+
     def check_absent(self, repo_id: str, image_id: str) -> None:
         """Raises `ImageExists` when the repository has an image of that id, in whatever state."""
         self._images.check_absent(repo_id, image_id)

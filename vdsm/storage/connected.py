@@ -212,6 +212,11 @@ class Connections:
             return {}
         return space
 
+    def most_registrations(self) -> int:
+        """Children that may be registered with sanlock at once: those of each repository, whatever its ids."""
+        with self._lock:
+            return len(set(self._connected.values())) * self._config.storage.io_children
+
     def id_of(self, name: str) -> str | None:
         """An id under which the repository of that persistent name is connected."""
         with self._lock:

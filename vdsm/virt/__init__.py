@@ -56,6 +56,7 @@ class Machines:
         jobs: registry.Registry,
     ) -> None:
         self._settings = settings
+        self._storage = service
         self._libvirt = libvirt
         self._domain_type = domaintype.DomainType(settings.virt.emulator, settings.virt.domain_type)
 
@@ -67,7 +68,7 @@ class Machines:
             libvirt,
             publish,
             self._differences,
-            settings.sanlock.max_registrations,
+            self._most_vms,
         )
         self._records = vmrecord.VmRecords(service, settings.host.name)
         self._ends = endings.Endings(self._table, self._records)
@@ -117,6 +118,11 @@ class Machines:
         self._libvirt.stop()
         self._watcher.stop()
         self._records.stop()
+
+    def _most_vms(self) -> int:
+        """What jobs' workers (one more concludes) and the children of repositories leave of the registrations."""
+        others = self._settings.jobs.workers + 1 + self._storage.most_registrations()
+        return max(0, self._settings.sanlock.max_registrations - others)
 
     # -- verbs --------------------------------------------------------------------------------------------------------
 

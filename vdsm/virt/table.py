@@ -25,19 +25,19 @@ class Foreign(NamedTuple):
 
 
 class Table:
-    """`max_leased`: how many VMs with leases there may be; sanlock stops serving everybody beyond about 1000."""
+    """`most` tells how many VMs there may be now: each is registered with sanlock, and so are others (trap 7)."""
 
     def __init__(
         self,
         libvirt: hypervisor.Hypervisor,
         publish: vm.Publish,
         recorded: differences.Differences,
-        max_leased: int,
+        most: Callable[[], int],
     ) -> None:
         self._libvirt = libvirt
         self._publish = publish
         self._differences = recorded
-        self._max_leased = max_leased
+        self._most = most
         self._lock = threading.Lock()
         self._vms: dict[str, vm.Vm] = {}
         self._foreign: dict[str, Foreign] = {}
@@ -91,8 +91,9 @@ class Table:
                 raise errors.VmExists(vm_id=wanted.vm_id, status=known.state)
             if wanted.vm_id in self._foreign:
                 raise errors.VmExists(vm_id=wanted.vm_id, status="not of this agent")
-            if sum(other.state != State.DOWN for other in self._vms.values()) >= self._max_leased:
-                raise errors.Overloaded(what="VMs", limit=self._max_leased)
+            most = self._most()
+            if sum(other.state != State.DOWN for other in self._vms.values()) >= most:
+                raise errors.Overloaded(what="VMs", limit=most)
             reserved = vm.Vm(wanted, now, self._publish, condition)
             self._vms[wanted.vm_id] = reserved
             reserved.tell("created", "created")  # before anybody else can find it, and tell more of it
