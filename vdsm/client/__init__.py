@@ -2,5 +2,5 @@
 
 Start-up is what a command-line client is felt by, so nothing here imports asyncio, typing, argparse or http.client
 unless a call needs it. Lowest first: `failures`, `stream`, `channels`, `transport`; then the command: `exits`,
-`output`, `arguments`, `reference`, `waiting`, `cli`.
+`output`, `arguments`, `schema`, `nearby`, `offered`, `reference`, `catalogue`, `completion`, `waiting`, `cli`.
 """

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "/run/vdsm/vdsmd.sock"
 DEFAULT_TIMEOUT_S = 60.0
-_FORMATS = ("json", "table")
+FORMATS = ("json", "table")
+SHELLS = ("bash", "zsh")
+# As getopt takes them.
+SHORT_OPTIONS = "a:f:o:h"
+LONG_OPTIONS = ("address=", "file=", "output=", "wait", "no-wait", "timeout=", "flow-id=", "completion=", "help")
+_TEXTS = {"-a": "address", "--address": "address", "--flow-id": "flow_id"}
 
 
 class UsageError(Exception):
@@ -36,6 +41,7 @@ class Arguments:
         self.columns: list[str] = []  # of a table; empty: all
         self.wait = False
         self.help = False
+        self.completion: str | None = None  # the shell it is for
         self.words: list[str] = []
         self.params: dict[str, Any] = {}
 
@@ -43,9 +49,8 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """Raises `UsageError`."""
     arguments = Arguments()
-    long_options = ["address=", "timeout=", "flow-id=", "file=", "output=", "wait", "no-wait", "help"]
     try:
-        options, words = getopt.gnu_getopt(list(argv), "a:f:o:h", long_options)
+        options, words = getopt.gnu_getopt(list(argv), SHORT_OPTIONS, LONG_OPTIONS)
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from error
     for name, value in options:
@@ -64,12 +69,10 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _take_option(arguments: Arguments, name: str, value: str) -> None:
-    if name in ("-a", "--address"):
-        arguments.address = value
+    if name in _TEXTS:
+        setattr(arguments, _TEXTS[name], value)
     elif name == "--timeout":
         arguments.timeout_s = _seconds(value)
-    elif name == "--flow-id":
-        arguments.flow_id = value
     elif name in ("-f", "--file"):
         given = _json(_text(value), value)
         if not isinstance(given, dict):
@@ -78,10 +81,14 @@ def _take_option(arguments: Arguments, name: str, value: str) -> None:
     elif name in ("-o", "--output"):
         arguments.format, _, columns = value.partition(":")
         arguments.columns = columns.split(",") if columns else []
-        if arguments.format not in _FORMATS or (columns and arguments.format != "table"):
-            raise UsageError(f"-o takes {', '.join(_FORMATS)} or table:COLUMN,COLUMN..., not {value!r}")
+        if arguments.format not in FORMATS or (columns and arguments.format != "table"):
+            raise UsageError(f"-o takes {', '.join(FORMATS)} or table:COLUMN,COLUMN..., not {value!r}")
     elif name in ("-h", "--help"):
         arguments.help = True
+    elif name == "--completion":
+        if value not in SHELLS:
+            raise UsageError(f"--completion takes {' or '.join(SHELLS)}, not {value!r}")
+        arguments.completion = value
     else:
         arguments.wait = name == "--wait"
 
