@@ -6,7 +6,7 @@ PREREQUISITES := vdsm/tool/prerequisites.sh
 RUN := PYTHONPATH=build/runtime /usr/bin/python3
 DEV := .venv/bin/python
 
-.PHONY: help demo up down test check bench torture
+.PHONY: help demo up down test check docs bench torture
 
 help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
@@ -14,6 +14,7 @@ help:
 	@echo 'make down      ends them'
 	@echo 'make test      every test, two files at a time (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
+	@echo 'make docs      writes docs/reference and the table of vdsm-client anew from the code; seconds'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
 	@echo 'make torture   the long tests: aborts at random moments; writes docs/proofs'
 
@@ -38,6 +39,10 @@ check:
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy
 	@$(DEV) -m pytest -q tests/floors_test.py
+
+# Where there is no .venv yet, `make check` makes it.
+docs:
+	@$(DEV) -m vdsm.tool.reference
 
 bench:
 	@$(PREREQUISITES) test

@@ -85,6 +85,7 @@ class Sanlock:
 
 @dataclasses.dataclass(frozen=True)
 class Virt:
+    # Where libvirt is asked.
     libvirt_uri: str = "qemu:///system"
     # QEMU itself, which the launcher executes once it has the leases.
     emulator: str = "/usr/bin/qemu-system-x86_64"
@@ -114,6 +115,7 @@ class Helper:
 class Log:
     # Empty: standard error.
     file: str = ""
+    # DEBUG, INFO, WARNING or ERROR.
     level: str = "INFO"
 
 

@@ -94,6 +94,11 @@ def body(kind: str) -> Callable[[type[_Body]], type[_Body]]:
     return register
 
 
+def bodies() -> dict[str, type[Body]]:
+    """What is registered in this process, by kind."""
+    return dict(_bodies)
+
+
 def run(order: dict[str, Any], channel: channels.Channel) -> None:
     """The fork server's target. `order`: job_id, kind, argument, lease_wait_s, and for a conclusion the verdict.
 
