@@ -48,6 +48,11 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("jobId", "string, required", "the job", ()),
         ("timeout", "number or null, optional", "seconds; without it, as long as the job takes", ()),
     )),
+    "Storage.checkStorageRepository": ("Reads a whole repository and lists what could be better. Changes nothing, and leaves out what is being done.", (
+        ("repositoryId", "string, required", "the repository", ()),
+        ("options", "object, optional", "", ()),
+        ("options.takeover", "boolean, default false", "count what waits in another host's queue as nobody's", ("true", "false")),
+    )),
     "Storage.connectStorageRepository": ("Connects a repository under a handle of the caller's choice, and answers at once.", (
         ("repoId", "string, required", "handle for this connection, not persisted", ()),
         ("repoFormat", "string, required", "localfs-1.0", ()),
@@ -65,6 +70,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.createSnapshot": ("An immutable image of what the disk holds now. The disk must not be in use. Complete at return.", (
         ("targetRepoId", "string, required", "repository of the disk; the snapshot is made there", ()),
@@ -77,6 +83,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.createVirtualDisk": ("A new disk: empty, or starting with what a snapshot holds. Complete at return.", (
         ("targetRepoId", "string, required", "repository in which the image is made", ()),
@@ -90,9 +97,23 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.disconnectStorageRepository": ("Forgets the handle, after the host has left the lockspace. Refused while jobs or VMs use the repository.", (
         ("repoId", "string, required", "as given to connectStorageRepository", ()),
+    )),
+    "Storage.fixStorageRepository": ("Starts the job of a fix that a check has listed, on this host or another. It may be sent again at any time:", (
+        ("repositoryId", "string, required", "the repository that was checked, on whichever host", ()),
+        ("fix", "object, required", "as checkStorageRepository answered it", ()),
+        ("fix.type", "\"clean\" or \"optimize\" or \"merge\" or \"mend\", required", "what kind of work it is", ("clean", "optimize", "merge", "mend")),
+        ("fix.imageId", "string or null, optional", "the image; of a merge, the deleted one", ()),
+        ("fix.vmId", "string or null, optional", "the VM, when it is about a VM's record", ()),
+        ("fix.description", "string, default \"\"", "what is going to be done, for people", ()),
+        ("fix.bytes", "integer or null, optional", "space that it frees; null: not known", ()),
+        ("fix.data", "object, required", "opaque: to be sent back as it came", ()),
+        ("options", "object, optional", "", ()),
+        ("options.takeover", "boolean, default false", "count what waits in another host's queue as nobody's", ("true", "false")),
+        ("options.jobId", "string or null, optional", "id of the job; made up when left out", ()),
     )),
     "Storage.formatStorageRepository": ("Makes an empty repository. An existing one, and anything else that is there, is never overwritten.", (
         ("repoFormat", "string, required", "localfs-1.0", ()),
@@ -121,6 +142,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.listImages": ("All images of a repository that are not deleted.", (
         ("repositoryId", "string, required", "the repository", ()),
@@ -137,6 +159,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.resizeVirtualDisk": ("Grows a disk that nobody uses; it has its new size when this answers. Disks never shrink.", (
         ("repositoryId", "string, required", "repository that holds the image", ()),
@@ -149,6 +172,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.strategy", "\"space\" or \"performance\", default \"space\"", "what to prefer", ("space", "performance")),
         ("options.participatingRepositories", "list of string or null, optional", "look for images only here", ()),
         ("options.imageHints", "object of string, optional", "{image id: the one repository to look in}", ()),
+        ("options.AutoFix", "boolean, default true", "false: only note it; a fix does the work", ("true", "false")),
     )),
     "Storage.setImageUserData": ("Replaces an image's user data. Allowed while a VM runs on it.", (
         ("repositoryId", "string, required", "repository that holds the image", ()),
