@@ -137,37 +137,6 @@ def agents_document() -> dict[str, Any]:
     return reference.document()
 
 
-def undescribed(document: dict[str, Any], where: str, schema: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
-    """The dotted names of members without a word about them."""
-    for inner in (*schema.get("anyOf", ()), schema.get("items")):
-        if isinstance(inner, dict):
-            yield from undescribed(document, where, inner, above)
-    target = schema.get("$ref", "").rsplit("/", 1)[-1]
-    if target and target not in above:
-        yield from undescribed(document, where, document["components"]["schemas"][target], above | {target})
-    for name, member in schema.get("properties", {}).items():
-        if not member.get("description"):
-            yield f"{where}.{name}"
-        yield from undescribed(document, f"{where}.{name}", member, above)
-
-
-def test_every_verb_and_every_parameter_has_its_words(agents_document: dict[str, Any]) -> None:
-    silent = [method["name"] for method in agents_document["methods"] if not method.get("summary")]
-    for method in agents_document["methods"]:
-        for param in method["params"]:
-            where = f"{method['name']} {param['name']}"
-            silent += [] if param["description"] else [where]
-            silent += undescribed(agents_document, where, param["schema"], frozenset())
-    assert silent == [], "a docstring, or pydantic.Field(description=...), is missing"
-
-
-def test_required_parameters_come_first(agents_document: dict[str, Any]) -> None:
-    """OpenRPC's rule: by position, one could not leave out an optional one otherwise."""
-    for method in agents_document["methods"]:
-        required = [param["required"] for param in method["params"]]
-        assert required == sorted(required, reverse=True), method["name"]
-
-
 def test_the_agents_document_holds_together(agents_document: dict[str, Any]) -> None:
     test_every_reference_leads_somewhere_and_everything_is_referred_to(agents_document)
     test_every_schema_is_one(agents_document)

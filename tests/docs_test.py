@@ -1,7 +1,9 @@
 """What the documents say must be there is there."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +41,44 @@ def test_nothing_else_lies_among_what_is_made() -> None:
     assert {path for path in (ROOT / "docs" / "reference").iterdir() if path not in made} == set()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """What `rpc.discover` of this source tree's agent answers."""
+    return reference.document()
+
+
+def undescribed(document: dict[str, Any], where: str, schema: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
+    """The dotted names of members without a word about them."""
+    for inner in (*schema.get("anyOf", ()), schema.get("items")):
+        if isinstance(inner, dict):
+            yield from undescribed(document, where, inner, above)
+    target = schema.get("$ref", "").rsplit("/", 1)[-1]
+    if target and target not in above:
+        yield from undescribed(document, where, document["components"]["schemas"][target], above | {target})
+    for name, member in schema.get("properties", {}).items():
+        if not member.get("description"):
+            yield f"{where}.{name}"
+        yield from undescribed(document, f"{where}.{name}", member, above)
+
+
+def test_every_verb_and_every_parameter_has_its_words(document: dict[str, Any]) -> None:
+    silent = [method["name"] for method in document["methods"] if not method.get("summary")]
+    for method in document["methods"]:
+        for param in method["params"]:
+            where = f"{method['name']} {param['name']}"
+            silent += [] if param["description"] else [where]
+            silent += undescribed(document, where, param["schema"], frozenset())
+    assert silent == [], "a docstring, or pydantic.Field(description=...), is missing"
+
+
+def test_required_parameters_come_first(document: dict[str, Any]) -> None:
+    """OpenRPC's rule: by position, one could not leave out an optional one otherwise."""
+    for method in document["methods"]:
+        required = [param["required"] for param in method["params"]]
+        assert required == sorted(required, reverse=True), method["name"]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -50,7 +50,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     )),
     "Storage.checkStorageRepository": ("Reads a whole repository and lists what could be better. Changes nothing, and leaves out what is being done.", (
         ("repositoryId", "string, required", "the repository", ()),
-        ("options", "object, optional", "", ()),
+        ("options", "object, optional", "Options of checkStorageRepository.", ()),
         ("options.takeover", "boolean, default false", "count what waits in another host's queue as nobody's", ("true", "false")),
     )),
     "Storage.connectStorageRepository": ("Connects a repository under a handle of the caller's choice, and answers at once.", (
@@ -111,7 +111,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("fix.description", "string, default \"\"", "what is going to be done, for people", ()),
         ("fix.bytes", "integer or null, optional", "space that it frees; null: not known", ()),
         ("fix.data", "object, required", "opaque: to be sent back as it came", ()),
-        ("options", "object, optional", "", ()),
+        ("options", "object, optional", "Options of fixStorageRepository.", ()),
         ("options.takeover", "boolean, default false", "count what waits in another host's queue as nobody's", ("true", "false")),
         ("options.jobId", "string or null, optional", "id of the job; made up when left out", ()),
     )),
