@@ -1,15 +1,19 @@
 """vdsm-client as its users run it: a process, its output, its exit code."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +109,9 @@ def test_a_list_of_objects_as_a_table(agent: fake_agent.Agent, run: Run) -> None
         {"id": "second", "size": 1024, "tags": ["a", "ä"]},
     ]
     assert run("Storage", "listImages", "-o", "table").stdout.splitlines() == [
-        "id      size  base  tags",
-        "one     5     -     -",
-        'second  1024  -     ["a", "ä"]',
+        "id      size     base  tags",
+        "one     5 B      -     -",
+        'second  1.0 KiB  -     ["a", "ä"]',
     ]
 
 
@@ -235,10 +239,7 @@ def test_the_address_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--timeout", "-1", "Host", "echo"], "--timeout takes a number"),
         (["--timeout", "nan", "Host", "echo"], "--timeout takes a number"),
         (["--nonsense", "Host", "echo"], "--nonsense"),
-        (["-a", "ftp://host", "Host", "echo"], "'ftp://host' is no address"),
-        (["-p", "0", "Host", "echo"], "-p takes a port's number, not '0'"),
-        (["-a", "host:1", "-p", "2", "Host", "echo"], "-p goes with a host's name, not with 'host:1'"),
-        (["-a", "/run/sock", "-p", "2", "Host", "echo"], "-p goes with a host's name, not with '/run/sock'"),
+        (["-a", "host", "Host", "echo"], "'host' is no address"),
         (["events", "job", "sinc=5"], "not sinc="),
         (["events", "since=x"], "since= takes a sequence number"),
     ],
@@ -605,8 +606,8 @@ def test_help_lists_what_the_agent_has(run: Run, documented: None) -> None:
 def test_help_without_an_agent_says_how_to_get_more(run: Run, tmp_path: Path) -> None:
     done = run("-h", "-a", str(tmp_path / "nobody"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "usage:" in done.stdout
-    assert "Verbs are listed here when an agent answers. Now: Cannot connect" in done.stdout
+    assert "usage:" in done.stdout and re.search(r"^ +Host ping2 +Answers", done.stdout, re.MULTILINE)
+    assert "This is what the client was made with; an agent tells more. Cannot connect" in done.stdout
 
 
 def test_help_on_a_namespace(run: Run, documented: None) -> None:
@@ -658,8 +659,9 @@ def test_help_on_a_verb(run: Run, documented: None) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["Nothing", "-h"], "no namespace Nothing; it has Host, Storage"),
-        (["Storage", "copyimage", "-h"], "no verb Storage copyimage; its namespace has:\n    Storage copyImage"),
+        (["Nothing", "-h"], "no namespace Nothing; there are Host, Storage"),
+        (["Storage", "copyimage", "-h"], "no verb Storage copyimage; did you mean Storage copyImage?"),
+        (["Storage", "paint", "-h"], "no verb Storage paint; its namespace has:\n    Storage copyImage"),
         (["Nothing", "verb", "-h"], "no namespace Nothing"),
     ],
     ids=str,
@@ -671,8 +673,59 @@ def test_help_on_what_does_not_exist(run: Run, documented: None, argv: list[str]
 
 
 def test_help_on_a_verb_without_an_agent(run: Run, tmp_path: Path) -> None:
-    done = run("Host", "ping2", "-h", "-a", str(tmp_path / "nobody"))
-    assert done.returncode == exits.CANNOT_CONNECT
+    """It is told from what the client was made with."""
+    nobody = str(tmp_path / "nobody")
+    done = run("Host", "echo", "-h", "-a", nobody)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "parameters:\n    message: string, required\n        any text\n" in done.stdout
+    assert "no parameters" in run("Host", "ping2", "-h", "-a", nobody).stdout
+    wrong = run("Host", "ecko", "-h", "-a", nobody)
+    assert (wrong.returncode, wrong.stdout) == (exits.USAGE, "")
+    assert "did you mean Host echo?" in wrong.stderr
+
+
+# -- spelt wrong -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("Storage.copyimage", "Storage copyImage"),
+        ("storage.CopyImages", "Storage copyImage"),
+        ("Host.ping", "Host ping2"),
+        ("Host.reboot", None),
+    ],
+)
+def test_a_verb_that_is_nearly_right(run: Run, documented: None, asked: str, near: str | None) -> None:
+    done = run(*asked.split("."))
+    assert done.returncode == exits.USAGE
+    assert re.findall(r"did you mean: (.*)", done.stderr) == ([near] if near else [])
+    assert f"There is no method {asked}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameter", "reason", "near"),
+    [
+        ("targetrepoid", "unknown parameter", ["targetRepoId"]),
+        ("options.strateg", "unknown parameter", ["options.strategy"]),
+        ("disks.0.imageID", "unknown parameter", ["disks[].imageId"]),
+        ("colour", "unknown parameter", []),
+        ("targetrepoid", "Input should be a valid string", []),
+    ],
+)
+def test_a_parameter_that_is_nearly_right(
+    agent: fake_agent.Agent, run: Run, documented: None, parameter: str, reason: str, near: list[str]
+) -> None:
+    agent.verbs["Storage.copyImage"] = raising(errors.InvalidParameters(parameter=parameter, reason=reason))
+    done = run("Storage", "copyImage", "x=1")
+    assert done.returncode == exits.USAGE
+    assert re.findall(r"did you mean: (.*)", done.stderr) == near
+
+
+def test_an_agent_that_describes_nothing_hides_no_failure(run: Run) -> None:
+    done = run("Host", "ping")
+    assert done.returncode == exits.USAGE
+    assert "There is no method Host.ping" in done.stderr and "did you mean" not in done.stderr
 
 
 def test_the_module_is_the_command(address: str) -> None:
@@ -683,4 +736,77 @@ def test_the_module_is_the_command(address: str) -> None:
 
 def test_table_of_chosen_columns() -> None:
     rows = [{"id": "a", "size": 1, "long": "x"}, {"id": "b", "size": None}]
-    assert list(output.table(rows, ["size", "id"])) == ["size  id", "1     a", "-     b"]
+    assert list(output.table(rows, ["size", "id"])) == ["size  id", "1 B   a", "-     b"]
+
+
+# -- tables for people -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("size", 3 << 30, "3.0 GiB"),
+        ("storedSize", 196624, "192.0 KiB"),
+        ("freeBytes", None, "-"),
+        ("size", "7", "7"),
+        ("resize", 2048, "2048"),
+        ("created", 0, "1970-01-01 00:00:00"),
+        ("ended", 86399.9, "1970-01-01 23:59:59"),
+        ("generation", 0, "0"),
+        ("foreign", True, "true"),
+    ],
+)
+def test_sizes_and_times_are_spelt_for_people(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: Any, shown: str
+) -> None:
+    # Times are local: of a zone that the test knows.
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+    assert list(output.table({name: value})) == [f"{name}  {shown}"]
+    assert output.compact({name: value}) == json.dumps({name: value})
+
+
+def test_wide_characters_keep_the_columns_straight() -> None:
+    rows = [{"name": "家", "id": "1"}, {"name": "u\u0308", "id": "2"}, {"name": "ascii", "id": "3"}]
+    assert list(output.table(rows)) == ["name   id", "家     1", "u\u0308      2", "ascii  3"]
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (31, ["name   place", "image  a long place of an image"]),
+        (26, ["name   place", "image  a long place of an~"]),
+        (5, ["name   place", "image  a long ~"]),
+    ],
+)
+def test_what_does_not_fit_into_a_line_of_the_terminal_is_cut(
+    monkeypatch: pytest.MonkeyPatch, width: int, lines: list[str]
+) -> None:
+    # A terminal that has no character for "cut".
+    monkeypatch.setattr(output, "_speaks_unicode", lambda: False)
+    rows = [{"name": "image", "place": "a long place of an image"}]
+    assert list(output.table(rows, (), width)) == lines
+
+
+def on_terminal(columns: int, *argv: str) -> str:
+    """What the command shows on a terminal so wide."""
+    shown, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    done = subprocess.run([*COMMAND, *argv], stdout=terminal, stderr=subprocess.PIPE, timeout=30, env=ENVIRONMENT)
+    os.close(terminal)
+    text = b""
+    with contextlib.suppress(OSError):  # EIO is how a terminal without its other side ends
+        while select.select([shown], [], [], 5)[0]:
+            text += os.read(shown, 4096)
+    os.close(shown)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return text.decode()
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_whole_in_a_pipe(
+    agent: fake_agent.Agent, address: str, run: Run
+) -> None:
+    agent.verbs["Host.list"] = lambda call: [{"id": "1", "text": "x" * 200}]
+    lines = on_terminal(60, "-a", address, "-o", "table", "Host", "list").splitlines()
+    assert [len(line) for line in lines] == [len("id        text") - 6, 60]
+    assert lines[1].endswith("x…")
+    assert run("-o", "table", "Host", "list").stdout.splitlines()[1] == "1   " + "x" * 200

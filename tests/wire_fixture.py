@@ -16,33 +16,24 @@ from typing import Any
 from tests.loop_guard import LoopGuard
 from tests.sample_verbs import World
 from vdsm import config, events
-from vdsm.api import certificates, server
+from vdsm.api import server
 
 TIMEOUT_S = 20.0
-_PLAIN = {"host": lambda params: params}
 
 
 class Served(World):
-    """A running `Api`. `settings` change its wire configuration; `tls` is that of TLS, if any."""
+    """A running `Api`. `settings` change its wire configuration."""
 
-    def __init__(
-        self,
-        directory: Path,
-        new_loop: Callable[[], asyncio.AbstractEventLoop],
-        *,
-        tls: config.Tls | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, directory: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], **settings: Any) -> None:
         super().__init__()
         self.path = str(directory / "vdsmd.sock")
-        self.port = free_port()
+        self.port = _free_port()
         self.shaped: list[dict[str, Any]] = []
         self.events = events.EventLog(settings.get("event_history", 1000))
         group = grp.getgrgid(os.getgid()).gr_name
         given = {"unix_socket": self.path, "unix_group": group, "tcp_port": self.port} | settings
         self.wire = config.Wire(**given)
-        whole = config.Config(wire=self.wire, tls=tls or config.Tls())
-        self.api = server.Api(whole, self.verbs, self.events, {"vm": self._shape, **_PLAIN})
+        self.api = server.Api(config.Config(wire=self.wire), self.verbs, self.events, {"vm": self._shape})
         self.guard: LoopGuard
         self._new_loop = new_loop
         self._stopping: asyncio.Event
@@ -76,7 +67,7 @@ class Served(World):
         self.guard = LoopGuard()
         try:
             await self.api.start()
-        except (OSError, certificates.CertificateError) as error:
+        except OSError as error:
             self._failed = error
             return
         finally:
@@ -283,6 +274,6 @@ class HttpPeer(Peer):
         self.connection.close()
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

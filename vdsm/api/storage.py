@@ -111,10 +111,14 @@ class UserDataParams(ImageParams):
 
 
 class CheckOptions(verb.Params):
+    """Options of checkStorageRepository."""
+
     takeover: bool = pydantic.Field(False, description="count what waits in another host's queue as nobody's")
 
 
 class FixOptions(CheckOptions):
+    """Options of fixStorageRepository."""
+
     job_id: str | None = pydantic.Field(None, description="id of the job; made up when left out")
 
 

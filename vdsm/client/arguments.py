@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "/run/vdsm/vdsmd.sock"
 DEFAULT_TIMEOUT_S = 60.0
-_FORMATS = ("json", "table")
-_TEXTS = {"-a": "address", "--address": "address", "--host": "address", "--flow-id": "flow_id"}
-_TEXTS |= {"--cert": "cert", "--key": "key", "--ca": "ca"}
+FORMATS = ("json", "table")
+SHELLS = ("bash", "zsh")
+# As getopt takes them.
+SHORT_OPTIONS = "a:f:o:h"
+LONG_OPTIONS = ("address=", "file=", "output=", "wait", "no-wait", "timeout=", "flow-id=", "completion=", "help")
+_TEXTS = {"-a": "address", "--address": "address", "--flow-id": "flow_id"}
 
 
 class UsageError(Exception):
@@ -32,16 +35,13 @@ class Arguments:
 
     def __init__(self) -> None:
         self.address = os.environ.get("VDSM_ADDRESS") or DEFAULT_ADDRESS
-        self.port: int | None = None
-        self.cert: str | None = None
-        self.key: str | None = None
-        self.ca: str | None = None
         self.timeout_s: float | None = None
         self.flow_id: str | None = None
         self.format: str | None = None
         self.columns: list[str] = []  # of a table; empty: all
         self.wait = False
         self.help = False
+        self.completion: str | None = None  # the shell it is for
         self.words: list[str] = []
         self.params: dict[str, Any] = {}
 
@@ -49,16 +49,12 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """Raises `UsageError`."""
     arguments = Arguments()
-    long_options = ["address=", "host=", "port=", "cert=", "key=", "ca="]
-    long_options += ["timeout=", "flow-id=", "file=", "output=", "wait", "no-wait", "help"]
     try:
-        options, words = getopt.gnu_getopt(list(argv), "a:p:f:o:h", long_options)
+        options, words = getopt.gnu_getopt(list(argv), SHORT_OPTIONS, LONG_OPTIONS)
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from error
     for name, value in options:
         _take_option(arguments, name, value)
-    if arguments.port is not None:
-        arguments.address = _with_port(arguments.address, arguments.port)
     names = set()
     for word in words:
         name, equals, value = word.partition("=")
@@ -75,8 +71,6 @@ def parse(argv: Sequence[str]) -> Arguments:
 def _take_option(arguments: Arguments, name: str, value: str) -> None:
     if name in _TEXTS:
         setattr(arguments, _TEXTS[name], value)
-    elif name in ("-p", "--port"):
-        arguments.port = _port(value)
     elif name == "--timeout":
         arguments.timeout_s = _seconds(value)
     elif name in ("-f", "--file"):
@@ -87,21 +81,16 @@ def _take_option(arguments: Arguments, name: str, value: str) -> None:
     elif name in ("-o", "--output"):
         arguments.format, _, columns = value.partition(":")
         arguments.columns = columns.split(",") if columns else []
-        if arguments.format not in _FORMATS or (columns and arguments.format != "table"):
-            raise UsageError(f"-o takes {', '.join(_FORMATS)} or table:COLUMN,COLUMN..., not {value!r}")
+        if arguments.format not in FORMATS or (columns and arguments.format != "table"):
+            raise UsageError(f"-o takes {', '.join(FORMATS)} or table:COLUMN,COLUMN..., not {value!r}")
     elif name in ("-h", "--help"):
         arguments.help = True
+    elif name == "--completion":
+        if value not in SHELLS:
+            raise UsageError(f"--completion takes {' or '.join(SHELLS)}, not {value!r}")
+        arguments.completion = value
     else:
         arguments.wait = name == "--wait"
-
-
-def _with_port(address: str, port: int) -> str:
-    """A port alone is one of this host."""
-    if address == DEFAULT_ADDRESS:
-        address = "localhost"
-    if "/" in address or "]" in address or address.count(":") == 1:
-        raise UsageError(f"-p goes with a host's name, not with {address!r}")
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def put(params: dict[str, Any], name: str, value: Any) -> None:
@@ -149,12 +138,6 @@ def _json(text: str, source: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: not JSON: {error}") from error
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise UsageError(f"-p takes a port's number, not {text!r}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

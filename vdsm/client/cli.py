@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HELP_TIMEOUT_S = 5.0
+_INVALID_PARAMETERS, _UNKNOWN_METHOD = -32602, -32601
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,16 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: arguments.Arguments) -> int:
+    if given.completion is not None:
+        return _completion(given.completion)
     if given.help:
         return _help(given)
     if given.words[:1] == ["events"]:
         return _events(given)
+    if given.words[:1] == ["explain"]:
+        return _explain(given)
     if len(given.words) < 2:
         raise arguments.UsageError("a call needs a namespace and a verb")
     if given.words[2:]:
         raise arguments.UsageError(f"{given.words[2]!r} is not name=value")
     with _connect(given) as client:
-        answer = client.call(".".join(given.words), given.params or None)
+        answer = _call(client, ".".join(given.words), given.params or None)
         job_id = answer.get("jobId") if isinstance(answer, dict) else None
         if given.wait and job_id:
             return _wait(client, job_id, given)
@@ -60,15 +65,21 @@ def _run(given: arguments.Arguments) -> int:
 
 
 def _connect(given: arguments.Arguments, timeout_s: float = arguments.DEFAULT_TIMEOUT_S) -> transport.Client:
-    credentials = None
-    if given.cert or given.key or given.ca:
-        from vdsm.client import tls
-
-        credentials = tls.Credentials(given.cert, given.key, given.ca)
     try:
-        return transport.connect(given.address, given.timeout_s or timeout_s, given.flow_id, credentials)
+        return transport.connect(given.address, given.timeout_s or timeout_s, given.flow_id)
     except ValueError as error:
         raise arguments.UsageError(str(error)) from error
+
+
+def _call(client: transport.Client, method: str, params: dict[str, Any] | None) -> Any:
+    try:
+        return client.call(method, params)
+    except failures.ClientError as error:
+        if error.code in (_INVALID_PARAMETERS, _UNKNOWN_METHOD):
+            from vdsm.client import nearby
+
+            error.near = nearby.meant(client, method, error)
+        raise
 
 
 def _wait(client: transport.Client, job_id: str, given: arguments.Arguments) -> int:
@@ -105,23 +116,39 @@ def _events(given: arguments.Arguments) -> int:
     return exits.OK
 
 
+def _explain(given: arguments.Arguments) -> int:
+    from vdsm.client import catalogue
+
+    if len(given.words) > 2 or given.params:
+        raise arguments.UsageError("explain takes one code or key")
+    output.line(catalogue.explained(given.words[1]) if given.words[1:] else catalogue.listed())
+    return exits.OK
+
+
+def _completion(shell: str) -> int:
+    from vdsm.client import completion
+
+    output.line(completion.script(shell))
+    return exits.OK
+
+
 def _help(given: arguments.Arguments) -> int:
     from vdsm.client import reference
 
-    if not given.words:
+    namespace, name = given.words[0] if given.words else None, ".".join(given.words[:2])
+    if namespace is None:
         output.line(reference.USAGE)
     try:
         with _connect(given, _HELP_TIMEOUT_S) as client:
             document = client.call("rpc.discover")
     except failures.ClientError as error:
-        if given.words:
-            raise
-        output.line(f"Verbs are listed here when an agent answers. Now: {output.plain(error.message)}")
+        known = reference.offered_verb(name) if given.words[1:] else f"verbs:\n{reference.offered_verbs(namespace)}"
+        output.line(
+            f"{known}\n\nThis is what the client was made with; an agent tells more. {output.plain(error.message)}"
+        )
         return exits.OK
-    if len(given.words) > 1:
-        output.line(reference.verb(document, ".".join(given.words[:2])))
-    else:
-        output.line(f"verbs:\n{reference.verbs(document, given.words[0] if given.words else None)}")
+    known = reference.verb(document, name) if given.words[1:] else f"verbs:\n{reference.verbs(document, namespace)}"
+    output.line(known)
     return exits.OK
 
 

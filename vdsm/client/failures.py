@@ -2,8 +2,6 @@
 
     ClientError            the agent answered with an error; its code, message and data
       +- CannotConnect     the agent was not reached: nothing was sent
-      +- Untrusted         something was reached that cannot prove to be that agent: nothing was sent
-      +- NoCertificate     our own certificate, key or CA cannot be read: nothing was sent
       +- Denied            it was reached, but does not let this caller in
       +- NoAnswer          sent, but no answer in time: the work may go on
       +- ConnectionLost    the connection broke: the work may go on
@@ -33,6 +31,7 @@ class ClientError(Exception):
         self.message = message
         self.data = data or {}
         self.request_id = request_id
+        self.near: list[str] = []  # what the caller may have meant, where the command found something
 
     @classmethod
     def from_wire(cls, error: Any, request_id: str | None = None) -> ClientError:
@@ -55,7 +54,7 @@ class ClientError(Exception):
         return str(self.data.get("key", ""))
 
 
-class _Local(ClientError):
+class Local(ClientError):
     """Made by the client."""
 
     key_of_class = ""
@@ -65,36 +64,39 @@ class _Local(ClientError):
         super().__init__(0, message, {"key": self.key_of_class, "facts": {}, "state": None, "hint": self.hint})
 
 
-class CannotConnect(_Local):
+class CannotConnect(Local):
+    """The agent was not reached: nothing was sent."""
+
     key_of_class = "cannot_connect"
     hint = "Check that vdsmd runs and that the address is right (-a ADDRESS or VDSM_ADDRESS)."
 
 
-class Untrusted(_Local):
-    key_of_class = "untrusted"
-    hint = "The agent's certificate must name the host as it is called here, and be signed by our CA (--ca, VDSM_CA)."
+class Denied(Local):
+    """The agent was reached, but does not let this caller in."""
 
-
-class NoCertificate(_Local):
-    key_of_class = "no_certificate"
-    hint = "Give --cert, --key and --ca, or VDSM_CERT, VDSM_KEY and VDSM_CA."
-
-
-class Denied(_Local):
     key_of_class = "denied"
-    hint = "The Unix socket is for root and its group (vdsm); over TLS, for certificates of the agent's CA."
+    hint = "The socket is for root and the members of its group (vdsm)."
 
 
-class NoAnswer(_Local):
+class NoAnswer(Local):
+    """No answer came in time."""
+
     key_of_class = "no_answer"
     hint = "The work may go on. Look at the state before trying again."
 
 
-class ConnectionLost(_Local):
+class ConnectionLost(Local):
+    """The connection broke before the answer."""
+
     key_of_class = "connection_lost"
     hint = "The work may go on. Look at the state before trying again."
 
 
-class BadAnswer(_Local):
+class BadAnswer(Local):
+    """What came back is no JSON-RPC answer."""
+
     key_of_class = "bad_answer"
     hint = "Check that the address is that of a vdsmd."
+
+
+LOCAL: tuple[type[Local], ...] = (CannotConnect, Denied, NoAnswer, ConnectionLost, BadAnswer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -67,7 +66,8 @@ class _Bar:
         else:
             cells = "#" * (percent * _BAR_CELLS // 100)
         line = f"[{cells:<{_BAR_CELLS}}] {_share(percent):>5}  {_clock(elapsed_s)}  {_where(info)}"
-        sys.stderr.write(f"\r{line[: _columns() - 1]}\x1b[K")
+        width = output.terminal_width(sys.stderr) or 0
+        sys.stderr.write(f"\r{line[: width - 1]}\x1b[K")
         sys.stderr.flush()
 
     def end(self) -> None:
@@ -96,10 +96,3 @@ def _share(percent: int | None) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
