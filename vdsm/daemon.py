@@ -20,7 +20,7 @@ import uvloop
 
 from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
-from vdsm.api import host, job, pools, server, shapes, verb, vm
+from vdsm.api import host, job, lease, pools, server, shapes, verb, vm
 from vdsm.api import storage as storage_verbs
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker
@@ -85,6 +85,7 @@ class Agent:
         table.add("Host", job.Jobs(self.jobs))
         table.add("Job", job.Job(self.jobs))
         table.add("VM", vm.Vm(self.machines))
+        table.add("Lease", lease.Leases(self.storage))
         table.add("Storage", storage_verbs.Storage(self.storage, threads.drop))
         return table
 

@@ -290,6 +290,24 @@ class LeaseDaemonDown(Unavailable):
     hint = "Check that sanlock runs."
 
 
+class NoSuchLease(Missing):
+    code, key = 10023, "no_such_lease"
+    message = "There is no lease {lease_id} in {repo_id}"
+    hint = "Lease.create makes a VM's; an image has one as long as it exists."
+
+
+class OwnerUndecided(Unavailable):
+    code, key = 10024, "owner_undecided"
+    message = "{resource} belongs to host {host_id}, which is {host_state}: it may live and write"
+    hint = "Try again: at most {seconds} s after it was last seen, host {host_id} is declared dead, or is back."
+
+
+class WorkCommitted(Conflict):
+    code, key = 10025, "work_committed"
+    message = "The work of job {job_id} on {entity} is past its commit point: it can only be finished"
+    hint = "Any host can finish it; checkStorageRepository lists how."
+
+
 class HostIdTaken(Conflict):
     code, key = 661, "host_id_taken"
     message = "Host id {host_id} is used by {holder} in this repository"

@@ -327,6 +327,27 @@ def owners(lease: Lease) -> list[dict[str, int]]:
     return found
 
 
+def version(lease: Lease, sector_bytes: int = 512) -> int:
+    """Counts the lease's owners, from storage: another one means that somebody had it in between."""
+    try:
+        found = sanlock.read_resource(lease.path, lease.offset, sector=sector_bytes)
+    except sanlock.SanlockException as error:
+        raise _failed("read_resource", lease, error) from error
+    return int(found["version"])
+
+
+def force(lease: Lease) -> None:
+    """Asks the sanlock of the host that owns the lease to kill the holder; returns before that is done.
+
+    Request and kill each wait for a renewal of a host id, so it takes up to 4 x io_timeout. It does not reach owners on
+    this host: sanlock never looks for requests of its own (20 s watched).
+    """
+    try:
+        sanlock.request(lease.lockspace.encode(), lease.name.encode(), lease.place, action=sanlock.REQ_FORCE)
+    except sanlock.SanlockException as error:
+        raise _failed("request", lease, error) from error
+
+
 def local_pids(lease: Lease) -> list[int]:
     """Registered processes of this host that hold the lease, whatever the mode."""
     listing = subprocess.run(

@@ -25,6 +25,7 @@ from vdsm.storage import (
     images,
     importing,
     ioproc,
+    leasing,
     merging,
     overlays,
     repairs,
@@ -80,6 +81,7 @@ class Storage:
         self._connections = connected.Connections(settings, log, server)
         self._holders = holders.Holders(jobs, settings.host.id)
         begun = fillings.Fillings(log, self._connections, jobs, self._holders)
+        self._leasing = leasing.Leasing(self._connections, self._holders, settings.host.id)
         self._images = images.Images(settings, log, self._connections, begun, self._holders)
         self._repairs = repairs.Repairs(settings, log, self._connections, jobs, self._holders, self._images)
 
@@ -226,6 +228,35 @@ class Storage:
     ) -> dict[str, Any]:
         """Starts what a check has answered: {job_id}, None when nothing is left to do. `fix`: type and data of it."""
         return self._repairs.fix(repository_id, fix, _fix_options(options))
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    def create_lease(self, repo_id: str, lease_id: str) -> dict[str, Any]:
+        """See `leasing.Leasing.create`, as for the others."""
+        return self._leasing.create(repo_id, ids.check_uuid(lease_id, "leaseId"))
+
+    def delete_lease(self, repo_id: str, lease_id: str) -> None:
+        self._leasing.delete(repo_id, ids.check_uuid(lease_id, "leaseId"))
+
+    def lease_info(self, repo_id: str, lease_id: str) -> dict[str, Any]:
+        return self._leasing.info(repo_id, ids.check_uuid(lease_id, "leaseId"))
+
+    def lease_status(self, repo_id: str, lease_id: str, job_id: str | None = None) -> dict[str, Any]:
+        return self._leasing.status(repo_id, ids.check_uuid(lease_id, "leaseId"), job_id)
+
+    def fence_lease(
+        self,
+        repo_id: str,
+        lease_id: str,
+        generation: int | None = None,
+        job_id: str | None = None,
+        *,
+        force: bool = False,
+        who: str = "the agent",
+    ) -> dict[str, Any]:
+        """`who` asked, for the log."""
+        checked = ids.check_uuid(lease_id, "leaseId")
+        return self._leasing.fence(repo_id, checked, generation, job_id, force=force, who=who)
 
     # -- for VMs -----------------------------------------------------------------------------------------------------
 

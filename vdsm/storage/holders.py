@@ -48,6 +48,18 @@ class Holders:
             readers = ", ".join(f"job {job_id}" for job_id, read in self._readers.items() if image_id in read)
         return errors.ImageInUse(image_id=image_id, holder=self._vm_on(image_id) or readers or error.facts["holder"])
 
+    def of_lease(self, found: dict[str, Any], host_id: int) -> str | None:
+        """Who on that host has the lease that `fences.lease` found: its work's job, the VM, jobs that read the image,
+        or the process as sanlock knows it. None when only the host itself could tell."""
+        record, work = found["record"], found["record"]["work"]
+        if models.is_open(record) and work["host_id"] == host_id and self.verdict(found).state in models.OPEN:
+            return f"job {work['job_id']}" if work["job_id"] else f"{work['kind']} (a call)"
+        if host_id != self._host_id or found["processes"] is None:
+            return None
+        with self._lock:
+            readers = ", ".join(f"job {job_id}" for job_id, read in self._readers.items() if record["id"] in read)
+        return self._vm_on(record["id"]) or readers or str(found["processes"])
+
     def refuse_active(self, image_id: str, repo_ids: Iterable[str]) -> None:
         """Raises `ImageBusy` when a job of this agent is for the image: a queued one holds no lease yet."""
         for info in self._active():

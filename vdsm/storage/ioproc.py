@@ -22,6 +22,7 @@ from typing import Any
 from vdsm import channels, errors, forkserver, leases, logs
 from vdsm.storage import (
     checking,
+    fences,
     fixclaims,
     formats,
     importing,
@@ -44,6 +45,7 @@ PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
     for function in (
         *(places.format_repository, places.header, places.leave_lockspace, places.space),
         *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
+        *(fences.lease, fences.force),
     )
 }
 LEASED: dict[str, intents.Intent] = {
@@ -55,6 +57,7 @@ LEASED: dict[str, intents.Intent] = {
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
         *(vmclaims.claim_vm, vmclaims.unclaim_vm),
         *(fixclaims.begin_fix, fixclaims.withdraw_fix),
+        *(vmrecords.make_lease, vmrecords.remove_vm, fences.fence),
     )
 }
 

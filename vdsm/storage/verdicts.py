@@ -28,7 +28,7 @@ SUPERSEDED, ABSENT, UNKNOWN = "superseded", "absent", "unknown"
 
 # Nothing that is going on now will change these.
 _FINAL = frozenset({DONE, FAILED, ABORTED, INTERRUPTED, FENCED, SUPERSEDED})
-_GONE = frozenset({"dead", "free"})
+_ENDS = {"dead": "is dead", "free": "is not in the lockspace", "joined anew": "joined anew since"}
 _MOMENT = "look again"
 
 
@@ -120,22 +120,31 @@ def _at_work_elsewhere(work: dict[str, Any], evidence: dict[str, Any]) -> Verdic
 
 
 def _lives(host_id: int, generation: int | None, hosts: list[dict[str, Any]] | None) -> Verdict:
-    """Running when the host is in the lockspace as it was then, interrupted when it is not, or unknown.
+    """Running when the host is in the lockspace as it was then, interrupted when it is not, or unknown."""
+    state = host_state(host_id, generation, hosts)
+    if state == "unknown":
+        return Verdict(UNKNOWN, f"this host does not know yet how host {host_id} is; {_MOMENT}")
+    if state == "failing":
+        return Verdict(UNKNOWN, f"host {host_id} is failing: it may come back, or be declared dead")
+    if state == "live":
+        return Verdict(RUNNING)
+    return Verdict(INTERRUPTED, f"host {host_id} {_ENDS[state]}")
+
+
+def host_state(host_id: int, generation: int | None, hosts: list[dict[str, Any]] | None) -> str:
+    """How a host is that was in the lockspace with `generation`: live, failing or unknown, or one of the `_ENDS`.
 
     Each join gives a host another generation. sanlock shows every host that is or was in the lockspace, and a host
     shows there before it has joined: one that is not listed is not in it.
     """
     if hosts is None:
-        return Verdict(UNKNOWN, f"this host does not know yet how host {host_id} is; {_MOMENT}")
+        return "unknown"
     found = next((known for known in hosts if known["host_id"] == host_id), None)
-    if found is None or found["state"] in _GONE:
-        how = found["state"] if found else "not in the lockspace"
-        return Verdict(INTERRUPTED, f"host {host_id} is {'gone' if how == 'free' else how}")
+    if found is None:
+        return "free"
     if generation is not None and found["generation"] > generation:
-        return Verdict(INTERRUPTED, f"host {host_id} joined anew since")
-    if found["state"] != "live":
-        return Verdict(UNKNOWN, f"host {host_id} is {found['state']}: it may come back, or be declared dead")
-    return Verdict(RUNNING)
+        return "joined anew"
+    return str(found["state"])
 
 
 def _taken(owners: list[dict[str, Any]]) -> str | None:

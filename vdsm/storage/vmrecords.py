@@ -41,6 +41,31 @@ def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     return known
 
 
+def make_lease(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
+    """`ensure_vm`, for a VM whose id is no image's: leases are known by their ids. Raises `ImageExists`."""
+    if argument["vm_id"] in repo.image_ids():
+        raise errors.ImageExists(image_id=argument["vm_id"], repo_id=repo.repo_id)
+    return ensure_vm(repo, session, argument)
+
+
+def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> None:
+    """Removes the VM's record with its leases; a slot whose maker died, too. argument: vm_id.
+
+    Killed: it is there, or gone, or at most a slot without a record is left. Raises `NoSuchLease`, `LeaseHeld`, and
+    `VmRuns` while work on it is open.
+    """
+    vm_id = argument["vm_id"]
+    slot = repo.vm_slot(vm_id)
+    if vm_id not in repo.vm_ids():
+        raise errors.NoSuchLease(lease_id=vm_id, repo_id=repo.repo_id)
+    with session.holding([slot.data_lease()], LEASE_WAIT_S):
+        known = repo.find_vm(vm_id)
+        if known is not None and models.is_open(known):
+            work = known["work"]
+            raise errors.VmRuns(vm_id=vm_id, holder=f"job {work['job_id']} ({work['state']}, host {work['host_id']})")
+        repo.free(session, slot)
+
+
 def change_vm(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
     """The VM's record with `changes` made to it. argument: vm_id, changes. Raises `NoRecord`."""
     if repo.find_vm(argument["vm_id"]) is None:

@@ -1,0 +1,189 @@
+"""Two hosts on one repository: what each can tell of the other's work, and how it is taken away."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import second_host, storage_fixture
+from tests.until import until
+from vdsm import errors, ids, leases
+from vdsm.storage import leasing
+
+world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
+Shelf, Service = storage_fixture.Shelf, storage_fixture.Service
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def machine(service: Service, world: storage_fixture.World) -> Iterator[second_host.SecondHost]:
+    repo = world.main
+    made = second_host.SecondHost(repo, storage_fixture.describe(Path(repo.place), "main"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def other(machine: second_host.SecondHost, shelf: Shelf) -> Iterator[second_host.SecondHost]:
+    """Alive at the beginning, whatever a test before did to it."""
+    if machine.ended() or machine.state != "live":
+        machine.stop()
+        machine.start()
+    yield machine
+
+
+def begun(other: second_host.SecondHost, **given: Any) -> dict[str, Any]:
+    """A copy that is queued on the other host: {image_id, job_id}."""
+    asked = {"kind": "disk", "size_bytes": MIB, "strategy": "space", "user_data": {}, "digest": "a copy"}
+    told = {"verb": "copyImage", "job_id": ids.new(), "source": {}, "image_id": ids.new()}
+    return dict(other("begin_copy", {**asked, **told, **given}))
+
+
+def verdict(service: Service, target: dict[str, Any], job_id: str | None = None) -> dict[str, Any]:
+    return dict(service.storage.get_image_status("main", target["image_id"], job_id)["verdict"])
+
+
+def fence(service: Service, target: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return service.storage.fence_lease("main", target["image_id"], **given)
+
+
+def test_queued_on_a_living_host_is_queued(service: Service, other: second_host.SecondHost) -> None:
+    target = begun(other)
+    assert verdict(service, target)["state"] == "queued"
+    assert verdict(service, target, target["job_id"])["state"] == "queued"
+    assert verdict(service, target, "another")["state"] == "superseded"
+
+
+def test_running_on_a_living_host_is_running_until_its_worker_ends(
+    service: Service, shelf: Shelf, other: second_host.SecondHost
+) -> None:
+    target = begun(other)
+    other("claim", target)
+    assert verdict(service, target)["state"] == "running"
+    status = service.storage.lease_status("main", target["image_id"])
+    assert status["owners"] == [2]
+    assert status["holders"] == [{"host_id": 2, "host_state": "live", "holder": f"job {target['job_id']}"}]
+    with pytest.raises(errors.LeaseHeld) as refused:
+        fence(service, target)
+    assert refused.value.facts["holder"] == f"job {target['job_id']} on host 2"
+    assert shelf.image(target["image_id"])["work"]["state"] == "running"
+
+    other.kill()  # the worker alone; its host lives on
+    until(lambda: verdict(service, target)["state"] == "interrupted")
+
+
+def test_host_that_joined_anew_has_lost_its_queue_and_its_leases(
+    service: Service, other: second_host.SecondHost
+) -> None:
+    """Power lost and back, before anybody would have called it dead."""
+    queued, running = begun(other), begun(other)
+    other("claim", running)
+    other.stop()
+    other.start()
+    for target in (queued, running):
+        found = verdict(service, target)
+        assert (found["state"], found["reason"]) == ("interrupted", "host 2 joined anew since")
+    fenced = fence(service, running, generation=0, job_id=running["job_id"])
+    assert (fenced["verdict"]["state"], fenced["generation"], fenced["owners"]) == ("fenced", 1, [])
+
+
+def test_failing_host_is_waited_for_outside_sanlock(
+    service: Service, shelf: Shelf, other: second_host.SecondHost
+) -> None:
+    """It may come back: nothing is taken, sanlock is not asked for what it could only wait for, and other leases are
+    had as fast as ever (trap 8)."""
+    target, disk = begun(other), shelf.disk()
+    other("claim", target)
+    with other.silent():
+        until(lambda: other.state == "failing", 30)
+        assert verdict(service, target)["state"] == "unknown"
+        assert service.storage.get_image_status("main", target["image_id"])["work"]["state"] == "running"
+        began = time.monotonic()
+        for force in (False, True):
+            with pytest.raises(errors.OwnerUndecided):
+                fence(service, target, force=force)
+        with leases.Session() as session, pytest.raises(errors.LeaseHeld):
+            session.acquire([shelf.repo.slot(target["image_id"]).data_lease()], 0.5)
+        with leases.Session() as session, session.holding([shelf.repo.slot(disk).data_lease()], 1):
+            pass
+        assert time.monotonic() - began < 10, "sanlock waits for about a minute"
+    until(other.ended)  # its sanlock found that it had come too late
+    assert shelf.image(target["image_id"])["generation"] == 0
+
+
+def test_stopped_holder_is_killed_by_its_own_sanlock_when_forced(
+    service: Service, shelf: Shelf, other: second_host.SecondHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its host renews its lease for ever (trap 16)."""
+    target = begun(other)
+    other("claim", target)
+    other.freeze()
+    with pytest.raises(errors.LeaseHeld):
+        fence(service, target)
+    assert not other.ended()
+
+    fenced = fence(service, target, generation=0, job_id=target["job_id"], force=True, who="the test")
+
+    assert other.ended()
+    assert (fenced["verdict"]["state"], fenced["work"]["state"], fenced["generation"]) == ("fenced", "fenced", 1)
+    assert shelf.image(target["image_id"])["status"] == "broken"
+    assert [line for line in caplog.messages if "audit: the test has the holder" in line and target["job_id"] in line]
+
+
+def test_late_worker_finds_the_work_no_longer_its_own(
+    service: Service, shelf: Shelf, other: second_host.SecondHost
+) -> None:
+    """Queued there, fenced here: never started is final from then on (trap 23)."""
+    target = begun(other)
+    fence(service, target, generation=0, job_id=target["job_id"])
+    before = shelf.image(target["image_id"])
+    with pytest.raises(errors.Superseded):
+        other("claim", target)
+    assert shelf.image(target["image_id"]) == before
+    found = verdict(service, target, target["job_id"])
+    assert (found["state"], found["final"]) == ("fenced", True)
+
+
+def test_fence_says_what_it_expects(service: Service, shelf: Shelf, other: second_host.SecondHost) -> None:
+    target = begun(other)
+    for expected, refusal in (({"generation": 7}, errors.GenerationMismatch), ({"job_id": "x"}, errors.Superseded)):
+        with pytest.raises(refusal):
+            fence(service, target, **expected)
+    assert shelf.image(target["image_id"])["work"]["state"] == "queued"
+    work = shelf.image(target["image_id"])["work"]
+    shelf.change(target["image_id"], work={**work, "state": "committing"})
+    with pytest.raises(errors.WorkCommitted):
+        fence(service, target)
+    shelf.change(target["image_id"], work=work)
+    once = fence(service, target, generation=0, job_id=target["job_id"])
+    again = fence(service, target, generation=0, job_id=target["job_id"])
+    assert once["generation"] == again["generation"] == 1
+
+
+def test_fence_of_what_nobody_works_on_counts_the_generation(service: Service, shelf: Shelf) -> None:
+    """A request that was on its way meanwhile is refused by it."""
+    disk = shelf.disk()
+    fenced = service.storage.fence_lease("main", disk, generation=1, job_id=ids.new())
+    assert (fenced["generation"], fenced["work"]["state"]) == (2, "done")
+    with pytest.raises(errors.GenerationMismatch):
+        service.storage.create_snapshot("main", disk, options={"generation": 1})
+
+
+def test_two_takeovers_at_once_are_enough(service: Service, shelf: Shelf) -> None:
+    disk = shelf.disk()
+    taken = service.storage._leasing._takeovers
+    for _ in range(leasing.TAKEOVERS):
+        assert taken.acquire(blocking=False)
+    try:
+        with pytest.raises(errors.Overloaded):
+            service.storage.fence_lease("main", disk)
+    finally:
+        for _ in range(leasing.TAKEOVERS):
+            taken.release()
+    assert service.storage.fence_lease("main", disk)["generation"] == 2
