@@ -1,5 +1,7 @@
 """Two hosts on one repository: what each can tell of the other's work, and how it is taken away."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,3 +189,23 @@ def test_two_takeovers_at_once_are_enough(service: Service, shelf: Shelf) -> Non
         for _ in range(leasing.TAKEOVERS):
             taken.release()
     assert service.storage.fence_lease("main", disk)["generation"] == 2
+
+
+def test_worker_that_was_stopped_on_its_way_leaves(service: Service, shelf: Shelf) -> None:
+    """Fenced before it came: it finds that out under the leases, and touches nothing (trap 23)."""
+    source, files = shelf.disk(), shelf.files()
+    assert service.server.pid is not None
+    os.kill(service.server.pid, signal.SIGSTOP)  # the worker comes when its parent may make it
+    try:
+        copy = service.storage.copy_image("main", source)
+        fenced = service.storage.fence_lease("main", copy["image_id"], generation=0, job_id=copy["job_id"])
+        before = shelf.image(copy["image_id"])
+    finally:
+        os.kill(service.server.pid, signal.SIGCONT)
+
+    job = service.ended(copy["job_id"], "failed")
+
+    assert job["error"]["data"]["key"] == "superseded"
+    assert (fenced["verdict"]["state"], before["generation"]) == ("fenced", 1)
+    assert shelf.image(copy["image_id"]) == before
+    assert shelf.files() - files == {f"images/{copy['image_id']}"}
