@@ -48,6 +48,35 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("jobId", "string, required", "the job", ()),
         ("timeout", "number or null, optional", "seconds; without it, as long as the job takes", ()),
     )),
+    "Lease.create": ("A lease and an empty record for the VM of that id. One that exists stays as it is, also while it is held.", (
+        ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),
+        ("lease.repoId", "string, required", "repository that holds it", ()),
+        ("lease.leaseId", "string, required", "id of its VM or image", ()),
+    )),
+    "Lease.delete": ("Removes a VM's lease with its record. Refused while somebody holds it or work on the VM is open.", (
+        ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),
+        ("lease.repoId", "string, required", "repository that holds it", ()),
+        ("lease.leaseId", "string, required", "id of its VM or image", ()),
+    )),
+    "Lease.fence": ("Takes the open work on a VM or an image away from its host, for good, and counts the generation.", (
+        ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),
+        ("lease.repoId", "string, required", "repository that holds it", ()),
+        ("lease.leaseId", "string, required", "id of its VM or image", ()),
+        ("generation", "integer or null, optional", "generation that the record must have", ()),
+        ("jobId", "string or null, optional", "job that the open work must be", ()),
+        ("force", "boolean, default false", "kill the holder if it lives, on whatever host", ("true", "false")),
+    )),
+    "Lease.info": ("Where the lease of a VM or an image is.", (
+        ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),
+        ("lease.repoId", "string, required", "repository that holds it", ()),
+        ("lease.leaseId", "string, required", "id of its VM or image", ()),
+    )),
+    "Lease.status": ("Who has the lease of a VM or an image, and the fate of its last work, or of a job.", (
+        ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),
+        ("lease.repoId", "string, required", "repository that holds it", ()),
+        ("lease.leaseId", "string, required", "id of its VM or image", ()),
+        ("jobId", "string or null, optional", "job whose fate is asked for; the last one when left out", ()),
+    )),
     "Storage.checkStorageRepository": ("Reads a whole repository and lists what could be better. Changes nothing, and leaves out what is being done.", (
         ("repositoryId", "string, required", "the repository", ()),
         ("options", "object, optional", "Options of checkStorageRepository.", ()),
