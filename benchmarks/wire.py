@@ -1,4 +1,4 @@
-"""What a call costs on each transport, against a bare asyncio echo of the same length; and dispatch alone.
+"""What a call costs on each transport, against a bare asyncio echo of the same length; TLS; and dispatch alone.
 
 One trivial verb with two validated parameters, logged at INFO to a file. Closed loop, one call under way on each
 connection. The servers are processes pinned to CPU 0, each as it is in production (the agent on uvloop); the load is
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jsonrpcserver
+import trustme
 import uvloop
 
 from benchmarks import table
 from vdsm import config, events, logs
 from vdsm.api import caller, dispatch, pools, server, verb
+from vdsm.client import tls
 
 SERVER_CPU, LOAD_CPU = 0, 1
 CALLS = {16: 6000, 1: 1500}
@@ -60,10 +62,11 @@ class Case(NamedTuple):
 
 
 def rows(rounds: int) -> list[table.Row]:
-    """Three rows at 16 connections, with their goals; three at one; dispatch without a network."""
+    """Three rows at 16 connections, with their goals; three at one; a WebSocket over TLS; dispatch alone."""
     with tempfile.TemporaryDirectory() as directory, _servers(Path(directory)) as (agent, echo), _pinned():
         cases = _cases(Path(directory))
-        return [_row(case, n, agent, echo, rounds) for n in CALLS for case in cases] + [_dispatch_row(rounds)]
+        compared = [_row(case, n, agent, echo, rounds) for n in CALLS for case in cases]
+        return [*compared, _tls_row(Path(directory), agent, rounds), _dispatch_row(rounds)]
 
 
 def _cases(directory: Path) -> list[Case]:
@@ -86,6 +89,31 @@ def _row(case: Case, connections: int, agent: int, echo: int, rounds: int) -> ta
         rounds,
         case.goal if connections == 16 else None,
     )
+
+
+def _tls_row(directory: Path, agent: int, rounds: int) -> table.Row:
+    """What TLS adds to a connection that is there; a new one costs a handshake, some milliseconds on each side."""
+    plain = _tcp(int((directory / "agent.port").read_text()))
+    tcp = _tcp(int((directory / "agent.tls_port").read_text()))
+    context = tls.client_context(_credentials(directory))
+    frame = _masked(REQUEST)
+
+    def secured() -> socket.socket:
+        return context.wrap_socket(tcp(), server_hostname="localhost")
+
+    return table.compare(
+        "WebSocket call over TLS, 16 connections, CPU us",
+        "WebSocket call",
+        lambda: _cost(agent, lambda: _websocket(secured), frame, 16),
+        lambda: _cost(agent, lambda: _websocket(plain), frame, 16),
+        rounds,
+        2.0,
+    )
+
+
+def _credentials(directory: Path) -> tls.Credentials:
+    """Of both sides."""
+    return tls.Credentials(*(str(directory / f"{name}.pem") for name in ("cert", "key", "ca")))
 
 
 # -- load
@@ -279,14 +307,27 @@ async def _serve_echo(directory: Path) -> object:
 
 async def _serve_agent(directory: Path) -> object:
     logs.setup(path=str(directory / "log"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_server(("127.0.0.1", 0)) as another:
+        port, tls_port = probe.getsockname()[1], another.getsockname()[1]
     group = grp.getgrgid(os.getgid()).gr_name
     wire = config.Wire(unix_socket=str(directory / "agent.sock"), unix_group=group, tcp_port=port)
-    api = server.Api(config.Config(wire=wire), _verbs(), events.EventLog())
+    _sign(directory)
+    files = _credentials(directory)
+    secured = config.Tls(cert=files.cert, key=files.key, ca=files.ca, address="127.0.0.1", port=tls_port)
+    api = server.Api(config.Config(wire=wire, tls=secured), _verbs(), events.EventLog())
     await api.start()
     (directory / "agent.port").write_text(str(port))
+    (directory / "agent.tls_port").write_text(str(tls_port))
     return api
+
+
+def _sign(directory: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    (directory / "key.pem").touch(mode=0o600)
+    issued.private_key_pem.write_to_path(directory / "key.pem")
 
 
 def _verbs() -> verb.Verbs:

@@ -337,6 +337,17 @@ def test_a_close_is_answered() -> None:
     assert answered == [(FINAL | CLOSE, b"\x03\xe9")]
 
 
+class Connected(channels.Place):
+    """A place to which a connection is there already."""
+
+    def __init__(self, connection: stream.Stream) -> None:
+        super().__init__("peer", 1, 10)
+        self._connection = connection
+
+    def open(self) -> stream.Stream:
+        return self._connection
+
+
 def test_parting_words_are_heard_when_the_peer_has_hung_up() -> None:
     """Over a socketpair, where what was said before the end always arrives; TCP may lose it."""
     ours, peers = socket.socketpair()
@@ -348,7 +359,7 @@ def test_parting_words_are_heard_when_the_peer_has_hung_up() -> None:
 
     talking = threading.Thread(target=talk)
     talking.start()
-    channel = channels.WebSocket("peer", 1, stream.Stream(ours), time.monotonic() + 10)
+    channel = channels.WebSocket(Connected(stream.Stream(ours)), time.monotonic() + 10)
     talking.join()
     with contextlib.closing(channel):
         client = transport.Client(channel, 10)

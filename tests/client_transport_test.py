@@ -283,6 +283,10 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         ("unix:sock", ("unix", "sock")),
         ("http://h:1", ("http", "h:1")),
         ("ws://h", ("ws", "h")),
+        ("https://h", ("https", "h")),
+        ("wss://h", ("wss", "h")),
+        ("h", ("wss", "h")),
+        ("h:1", ("wss", "h:1")),
     ],
 )
 def test_addresses(address: str, parts: tuple[str, str]) -> None:
@@ -298,6 +302,7 @@ def test_addresses(address: str, parts: tuple[str, str]) -> None:
         ("h/jsonrpc", ("h", 54321)),
         ("[::1]:5", ("::1", 5)),
         ("[::1]", ("::1", 54321)),
+        ("::1", ("::1", 54321)),
     ],
 )
 def test_hosts_and_ports(rest: str, place: tuple[str, int]) -> None:
@@ -305,7 +310,7 @@ def test_hosts_and_ports(rest: str, place: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "host", "host:54321", "https://h", "unix:", "http://", "http://h:x", "ws://h/y"]
+    "address", ["", "ftp://h", "host:", "host:x", "unix:", "http://", "http://h:x", "ws://h/y", "wss://h/y"]
 )
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ValueError, match=r"no address|no HOST:PORT"):

@@ -4,18 +4,23 @@ Tests that need the stack ask for `stack`, `agent` (a client of it) or `repo`. T
 test makes, it removes, also when it fails.
 """
 
+import dataclasses
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import certificates
 from tests.until import until
+from tests.wire_fixture import free_port
 from vdsm import ids, standalone
 from vdsm.client import failures, transport
+from vdsm.standalone import ground
 from vdsm.tool import guestimage
 
 JOIN_S = 30.0
@@ -32,10 +37,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[standalone.Stack]:
+def authority() -> Iterator[certificates.Authority]:
+    """Signs the certificate of the stack's agent, which lies beside its own files."""
+    with tempfile.TemporaryDirectory(prefix="vdsm-tls-", dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield certificates.Authority(Path(directory))
+
+
+@pytest.fixture(scope="session")
+def stack(authority: certificates.Authority) -> Iterator[standalone.Stack]:
     if os.geteuid() != 0:
         pytest.skip("the standalone stack needs root")
-    with standalone.Stack(tcp=True, overrides={"jobs": {"workers": 4}, "log": {"level": "DEBUG"}}) as running:
+    ground.ensure_user()
+    certificates.install(authority, authority.directory, owner=ground.USER)
+    tls = dataclasses.asdict(certificates.settings(authority.directory, free_port()))
+    overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "tls": tls}
+    with standalone.Stack(tcp=True, overrides=overrides) as running:
         yield running
 
 

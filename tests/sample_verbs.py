@@ -149,6 +149,11 @@ class Sample:
     def rule(self) -> str:
         return "ruled"
 
+    @verb.verb(role="monitor", blocking=False)
+    def whoami(self, caller: callers.Caller) -> list[str]:
+        """The caller's kind, name and other names."""
+        return [caller.identity.kind, caller.identity.name, *caller.identity.names]
+
     @verb.verb(role="monitor", blocking=False, result=list[int])
     def bulk(self) -> orjson.Fragment:
         return orjson.Fragment(b"[1,2,3]")

@@ -16,24 +16,33 @@ from typing import Any
 from tests.loop_guard import LoopGuard
 from tests.sample_verbs import World
 from vdsm import config, events
-from vdsm.api import server
+from vdsm.api import certificates, server
 
 TIMEOUT_S = 20.0
+_PLAIN = {"host": lambda params: params}
 
 
 class Served(World):
-    """A running `Api`. `settings` change its wire configuration."""
+    """A running `Api`. `settings` change its wire configuration; `tls` is that of TLS, if any."""
 
-    def __init__(self, directory: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        new_loop: Callable[[], asyncio.AbstractEventLoop],
+        *,
+        tls: config.Tls | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__()
         self.path = str(directory / "vdsmd.sock")
-        self.port = _free_port()
+        self.port = free_port()
         self.shaped: list[dict[str, Any]] = []
         self.events = events.EventLog(settings.get("event_history", 1000))
         group = grp.getgrgid(os.getgid()).gr_name
         given = {"unix_socket": self.path, "unix_group": group, "tcp_port": self.port} | settings
         self.wire = config.Wire(**given)
-        self.api = server.Api(config.Config(wire=self.wire), self.verbs, self.events, {"vm": self._shape})
+        whole = config.Config(wire=self.wire, tls=tls or config.Tls())
+        self.api = server.Api(whole, self.verbs, self.events, {"vm": self._shape, **_PLAIN})
         self.guard: LoopGuard
         self._new_loop = new_loop
         self._stopping: asyncio.Event
@@ -67,7 +76,7 @@ class Served(World):
         self.guard = LoopGuard()
         try:
             await self.api.start()
-        except OSError as error:
+        except (OSError, certificates.CertificateError) as error:
             self._failed = error
             return
         finally:
@@ -274,6 +283,6 @@ class HttpPeer(Peer):
         self.connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

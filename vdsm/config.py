@@ -6,6 +6,7 @@ the standalone stack writes its own file into its run directory.
 """
 
 import dataclasses
+import ipaddress
 import tomllib
 import typing
 from pathlib import Path
@@ -37,7 +38,7 @@ class Wire:
     unix_socket: str = "/run/vdsm/vdsmd.sock"
     # Who may connect to it besides root and the agent's own user: the members of this group.
     unix_group: str = "vdsm"
-    # Plain HTTP and WebSocket on loopback. 0: off. Other addresses need certificates, which this version has not.
+    # Plain HTTP and WebSocket on loopback, for every process of this host. 0: off. Other hosts come in by [tls].
     tcp_port: int = 0
     # The largest request. Room for a batch of large user data; a body is parsed in one piece.
     max_body_bytes: int = 4 << 20
@@ -47,6 +48,27 @@ class Wire:
     max_calls_per_connection: int = 64
     # How many past events a subscriber that comes back can still get.
     event_history: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    # PEM file with our certificate, and intermediate ones behind it. cert, key and ca: all three or none; without them
+    # nothing listens. docs/security.md shows how to make them.
+    cert: str = ""
+    # PEM file with its key, which not every user of this host may be able to read.
+    key: str = ""
+    # PEM file with the CAs whose certificates callers must show.
+    ca: str = ""
+    # The IP address to listen on. Empty: all of this host.
+    address: str = ""
+    # The port to listen on; clients know this one.
+    port: int = 54321
+    # A handshake takes some round trips. A peer that has not ended it after so long (seconds) is cut off.
+    handshake_s: float = 10.0
+    # Handshakes under way at once. One more cuts off the oldest: those that stall are old, honest ones are quick.
+    max_handshakes: int = 256
+    # How often (seconds) the files are looked at for changes.
+    check_s: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +146,7 @@ class Config:
     host: Host = Host()
     paths: Paths = Paths()
     wire: Wire = Wire()
+    tls: Tls = Tls()
     jobs: Jobs = Jobs()
     storage: Storage = Storage()
     sanlock: Sanlock = Sanlock()
@@ -147,7 +170,21 @@ def load(path: str | None) -> Config:
     config = Config(**values)
     if not 1 <= config.host.id <= 250:
         raise ConfigError(f"{path}: host.id must be 1 to 250")
+    _check_tls(path, config.tls)
     return config
+
+
+def _check_tls(path: str, tls: Tls) -> None:
+    if len({bool(each) for each in (tls.cert, tls.key, tls.ca)}) > 1:
+        raise ConfigError(f"{path}: tls.cert, tls.key and tls.ca belong together")
+    if not 1 <= tls.port <= 65535:
+        raise ConfigError(f"{path}: tls.port must be 1 to 65535")
+    if tls.handshake_s <= 0 or tls.max_handshakes < 1 or tls.check_s <= 0:
+        raise ConfigError(f"{path}: tls.handshake_s, tls.max_handshakes and tls.check_s must be above 0")
+    try:
+        ipaddress.ip_address(tls.address or "::")
+    except ValueError as error:
+        raise ConfigError(f"{path}: tls.address must be an IP address: {error}") from error
 
 
 def _section(path: str, kind: type[Any], name: str, given: object) -> Any:

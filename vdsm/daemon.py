@@ -20,7 +20,7 @@ import uvloop
 
 from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
-from vdsm.api import host, job, lease, pools, server, shapes, verb, vm
+from vdsm.api import certificates, host, job, lease, pools, server, shapes, verb, vm
 from vdsm.api import storage as storage_verbs
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker
@@ -98,12 +98,13 @@ def _version() -> str:
 
 
 async def serve(agent: Agent) -> None:
-    """Serves the wire until SIGTERM or SIGINT."""
+    """Serves the wire until SIGTERM or SIGINT. SIGHUP: the certificates are read again."""
     threads = pools.Pools(agent.settings.storage.io_children)
     api = server.Api(agent.settings, agent.verbs(threads), agent.events, shapes.SHAPES)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.reload)
     await api.start()
     log.info("serving")
     try:
@@ -125,7 +126,10 @@ def main() -> None:
     logs.setup(settings.log.level, settings.log.file)
     agent = Agent(settings)
     with agent.running():
-        uvloop.run(serve(agent))
+        try:
+            uvloop.run(serve(agent))
+        except certificates.CertificateError as error:
+            sys.exit(f"vdsmd: {error}")
 
 
 if __name__ == "__main__":

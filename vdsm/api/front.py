@@ -46,6 +46,7 @@ class Front(asyncio.Protocol):
         role: callers.Role,
         limit: int,
         lost: Callable[[], object],
+        identity: callers.Identity = callers.LOOPBACK,
     ) -> None:
         """`inner`: aiohttp's protocol; `limit`: the largest body in bytes; `lost`: called when the connection ends."""
         self._inner = inner
@@ -53,6 +54,7 @@ class Front(asyncio.Protocol):
         self._role = role
         self._limit = limit
         self._lost = lost
+        self._identity = identity
         self._heads: dict[bytes, int] = {}  # accepted heads, with the length of the body each announces
         self._idle = True  # aiohttp has no request in hand
         self._head = b""  # of the request that it has
@@ -83,8 +85,9 @@ class Front(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        port = transport.get_extra_info("peername")[1]
-        self.caller = callers.Caller(f"http-{port}", "http", self._role)
+        host, port = transport.get_extra_info("peername")[:2]
+        place = f"http-{port}" if self._identity is callers.LOOPBACK else f"https-{host}-{port}"
+        self.caller = callers.Caller(place, "http", self._role, identity=self._identity)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:

@@ -1,16 +1,17 @@
-"""HTTP on loopback: `POST /jsonrpc`, and a WebSocket on the same path.
+"""HTTP: `POST /jsonrpc`, and a WebSocket on the same path; plain on loopback, or over TLS for other hosts.
 
 A JSON-RPC answer, be it a result or an error, is a 200; nothing to answer is a 204. Refused before anything is read:
 any request with an Origin header (403: no page in a browser drives a host), other content types than application/json
 (415: no form does either), encoded bodies (415), bodies over the limit (413), other paths and methods.
 
-Whoever can open a connection to a loopback address of this host is taken for an admin, so the port is off unless
-configured.
+Whoever can open a connection to a loopback address of this host is taken for an admin, so the plain port is off unless
+configured. Over TLS (`tls`) it is whoever has a certificate of our CA.
 """
 
 import asyncio
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
@@ -26,23 +27,50 @@ _JSON = "application/json"
 # that has gone from this host closes its connection.
 _KEPT_ALIVE_S = 1e9
 
+Admit = Callable[[callers.Identity], asyncio.Protocol]
+
+
+class Listener(Protocol):
+    """Where connections come from. `start` calls `admit` for each that may come in, and lets what it gave serve it."""
+
+    async def start(self, admit: Admit) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Loopback:
+    """Plain TCP for this host alone."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._server: asyncio.Server | None = None
+
+    async def start(self, admit: Admit) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: admit(callers.LOOPBACK), HOST, self._port)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
 
 class HttpServer:
     """All methods belong to the event loop."""
 
-    def __init__(self, wire: config.Wire, dispatcher: dispatch.Dispatcher, gone: unixsocket.Gone) -> None:
+    def __init__(
+        self, wire: config.Wire, dispatcher: dispatch.Dispatcher, gone: unixsocket.Gone, listener: Listener
+    ) -> None:
         """`gone` is called for each WebSocket connection that has ended."""
         self._wire = wire
+        self._listener = listener
         self._dispatcher = dispatcher
         self._gone = gone
         self._sockets: set[websocket.WebSocketConnection] = set()
         self._fronts: dict[web.RequestHandler, front.Front] = {}
         self._web: web.Server | None = None
-        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Raises OSError when the port is taken."""
-        loop = asyncio.get_running_loop()
+        """Raises what the listener raises, OSError when the port is taken."""
         # The low-level server: one path needs no router.
         self._web = web.Server(
             self._handle,
@@ -51,12 +79,11 @@ class HttpServer:
             auto_decompress=False,
             keepalive_timeout=_KEPT_ALIVE_S,
         )
-        self._server = await loop.create_server(self._front, HOST, self._wire.tcp_port)
+        await self._listener.start(self._front)
 
     def close(self) -> None:
         """Takes no new connections."""
-        if self._server is not None:
-            self._server.close()
+        self._listener.close()
 
     async def stop(self, timeout_s: float) -> None:
         """Ends the connections once their answers are sent, or after `timeout_s`."""
@@ -66,12 +93,10 @@ class HttpServer:
         if self._web is not None:
             await self._web.shutdown(timeout_s)
 
-    def _front(self) -> front.Front:
+    def _front(self, identity: callers.Identity) -> front.Front:
         assert self._web is not None
-        inner = self._web()
-        made = front.Front(
-            inner, self._dispatcher, _ROLE, self._wire.max_body_bytes, lambda: self._fronts.pop(inner, None)
-        )
+        inner, limit = self._web(), self._wire.max_body_bytes
+        made = front.Front(inner, self._dispatcher, _ROLE, limit, lambda: self._fronts.pop(inner, None), identity)
         self._fronts[inner] = made
         return made
 
@@ -94,9 +119,7 @@ class HttpServer:
         return await self._websocket(request)
 
     async def _post(self, request: web.BaseRequest) -> web.Response:
-        connection = self._fronts.get(request.protocol)
-        if connection is None:
-            raise ConnectionResetError
+        connection = self._connection(request)
         if (refusal := self._unfit(request)) is not None:
             return refusal
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
@@ -113,6 +136,13 @@ class HttpServer:
         if answer is None:
             return web.Response(status=204)
         return web.Response(body=answer, content_type=_JSON)
+
+    def _connection(self, request: web.BaseRequest) -> front.Front:
+        """Raises ConnectionResetError when it is gone."""
+        connection = self._fronts.get(request.protocol)
+        if connection is None:
+            raise ConnectionResetError
+        return connection
 
     def _unfit(self, request: web.BaseRequest) -> web.Response | None:
         """The refusal of a POST whose headers say enough."""
@@ -133,7 +163,8 @@ class HttpServer:
         self._fronts[request.protocol].upgraded(connection)
 
     async def _websocket(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = websocket.WebSocketConnection(self._wire, self._dispatcher, _ROLE)
+        identity = self._connection(request).caller.identity
+        connection = websocket.WebSocketConnection(self._wire, self._dispatcher, _ROLE, identity)
         self._sockets.add(connection)
         try:
             await connection.serve(request, functools.partial(self._upgraded, request, connection))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from vdsm import config, events, logs
-from vdsm.api import discover, dispatch, http, notify, unixsocket, verb
+from vdsm.api import certificates, discover, dispatch, http, notify, tls, unixsocket, verb
 
 logger = logs.get("api.server")
 
@@ -48,17 +48,26 @@ class Api:
         if wire.unix_socket:
             self._transports.append(unixsocket.UnixServer(wire, self.dispatcher, self.notifier.forget))
         if wire.tcp_port:
-            self._transports.append(http.HttpServer(wire, self.dispatcher, self.notifier.forget))
+            self._listen(wire, http.Loopback(wire.tcp_port))
+        self._tls = tls.TlsListener(settings.tls, log) if settings.tls.cert else None
+        if self._tls is not None:
+            self._listen(wire, self._tls)
 
     async def start(self) -> None:
-        """Begins to listen. Raises OSError when a socket or port cannot be had; then nothing listens."""
+        """Begins to listen. Raises OSError when a socket or port cannot be had, `certificates.CertificateError` when
+        the files of [tls] cannot be used; then nothing listens."""
         self.notifier.start()
         try:
             for transport in self._transports:
                 await transport.start()
-        except OSError:
+        except (OSError, certificates.CertificateError):
             await self.stop()
             raise
+
+    def reload(self) -> None:
+        """Reads again what can change while the agent runs: the certificates."""
+        if self._tls is not None:
+            self._tls.reload()
 
     async def stop(self) -> None:
         """Takes no new connections or calls, ends what only waits, lets what works end within DRAIN_S, and closes."""
@@ -69,3 +78,6 @@ class Api:
         self.notifier.stop()
         await asyncio.gather(*(transport.stop(FLUSH_S) for transport in self._transports))
         self.dispatcher.log.flush()
+
+    def _listen(self, wire: config.Wire, listener: http.Listener) -> None:
+        self._transports.append(http.HttpServer(wire, self.dispatcher, self.notifier.forget, listener))

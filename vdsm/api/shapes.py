@@ -60,6 +60,14 @@ class RepositoryEvent(verb.Result):
     reason: str | None = pydantic.Field(None, description="why, where that is not plain")
 
 
+class HostEvent(verb.Result):
+    """Something of the host itself has changed; the subject says what: "certificates" are the files of [tls]."""
+
+    state: str = pydantic.Field(description="of certificates: loaded, or refused: then those before stay in force")
+    reason: str | None = pydantic.Field(None, description="only with refused: why")
+    expires: float | None = pydantic.Field(None, description="only with loaded: until when, in seconds since 1970")
+
+
 class Gap(verb.Result):
     """Events that this subscriber will not get: read the state of things anew."""
 
@@ -73,6 +81,7 @@ MODELS: Mapping[str, type[verb.Result]] = {
     "vm": VmEvent,
     "image": ImageEvent,
     "repository": RepositoryEvent,
+    "host": HostEvent,
     "gap": Gap,
 }
 
@@ -87,4 +96,5 @@ SHAPES: Mapping[str, notify.Shape] = {
     "vm": camel,
     "image": camel,
     "repository": camel,
+    "host": camel,
 }

@@ -75,11 +75,11 @@ class UnixServer:
         for connection in list(self._connections):
             connection.abort()
 
-    def role(self, peer: socket.socket) -> tuple[callers.Role | None, str]:
-        """What the peer may do, None if nothing, and who it is in words."""
+    def judge(self, peer: socket.socket) -> tuple[callers.Role | None, callers.Identity, int]:
+        """What the peer may do (None: nothing), who it is, and its process id."""
         pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         allowed = uid in (0, os.geteuid()) or self._group in (gid, *_groups(peer))
-        return callers.Role.ADMIN if allowed else None, f"uid {uid} pid {pid}"
+        return callers.Role.ADMIN if allowed else None, callers.Identity("user", str(uid)), pid
 
     def opened(self, connection: "_Connection") -> str:
         """Keeps a new connection; gives it its name."""
@@ -113,14 +113,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        role, who = self._server.role(transport.get_extra_info("socket"))
+        role, who, pid = self._server.judge(transport.get_extra_info("socket"))
         name = self._server.opened(self)
-        self._caller = callers.Caller(name, "unix", role or callers.Role.MONITOR, self)
+        self._caller = callers.Caller(name, "unix", role or callers.Role.MONITOR, self, who)
         if role is None:
-            logger.warning("%s refused: %s is not in the socket's group", name, who)
+            logger.warning("%s refused: %s, pid %d, is not in the socket's group", name, who, pid)
             self._transport.abort()
             return
-        logger.info("%s connected: %s", name, who)
+        logger.info("%s connected: %s, pid %d", name, who, pid)
 
     def data_received(self, data: bytes) -> None:
         for frame in self._splitter.feed(data):

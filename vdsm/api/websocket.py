@@ -28,13 +28,19 @@ _numbers = itertools.count(1)
 class WebSocketConnection:
     """Serves one upgraded request. All methods belong to the event loop."""
 
-    def __init__(self, wire: config.Wire, dispatcher: dispatch.Dispatcher, role: callers.Role) -> None:
+    def __init__(
+        self,
+        wire: config.Wire,
+        dispatcher: dispatch.Dispatcher,
+        role: callers.Role,
+        identity: callers.Identity = callers.LOOPBACK,
+    ) -> None:
         # Texts stay bytes: the parser checks them, and a bad one is answered like any other bad request.
         # aiohttp refuses messages of max_msg_size and above.
         self.socket = web.WebSocketResponse(
             max_msg_size=wire.max_body_bytes + 1, compress=False, decode_text=False, timeout=_GOODBYE_S
         )
-        self.caller = callers.Caller(f"ws-{next(_numbers)}", "websocket", role, self)
+        self.caller = callers.Caller(f"ws-{next(_numbers)}", "websocket", role, self, identity)
         self._limit = wire.max_calls_per_connection
         self._answer = dispatcher.answer
         self._running: set[asyncio.Task[None]] = set()
@@ -53,7 +59,7 @@ class WebSocketConnection:
         """Calls `upgraded` once it is; returns when the peer has gone, or after `close`."""
         await self.socket.prepare(request)
         upgraded()
-        logger.info("%s connected: %s", self.caller.name, request.remote)
+        logger.info("%s connected: %s, %s", self.caller.name, request.remote, self.caller.identity)
         try:
             while (message := await self._receive()).type in _MESSAGES:
                 if len(self._running) >= self._limit:

@@ -21,9 +21,25 @@ DEFAULT_TIMEOUT_S = 60.0
 FORMATS = ("json", "table")
 SHELLS = ("bash", "zsh")
 # As getopt takes them.
-SHORT_OPTIONS = "a:f:o:h"
-LONG_OPTIONS = ("address=", "file=", "output=", "wait", "no-wait", "timeout=", "flow-id=", "completion=", "help")
-_TEXTS = {"-a": "address", "--address": "address", "--flow-id": "flow_id"}
+SHORT_OPTIONS = "a:p:f:o:h"
+LONG_OPTIONS = (
+    "address=",
+    "host=",
+    "port=",
+    "cert=",
+    "key=",
+    "ca=",
+    "file=",
+    "output=",
+    "wait",
+    "no-wait",
+    "timeout=",
+    "flow-id=",
+    "completion=",
+    "help",
+)
+_TEXTS = {"-a": "address", "--address": "address", "--host": "address", "--flow-id": "flow_id"}
+_TEXTS |= {"--cert": "cert", "--key": "key", "--ca": "ca"}
 
 
 class UsageError(Exception):
@@ -35,6 +51,10 @@ class Arguments:
 
     def __init__(self) -> None:
         self.address = os.environ.get("VDSM_ADDRESS") or DEFAULT_ADDRESS
+        self.port: int | None = None
+        self.cert: str | None = None
+        self.key: str | None = None
+        self.ca: str | None = None
         self.timeout_s: float | None = None
         self.flow_id: str | None = None
         self.format: str | None = None
@@ -55,6 +75,8 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UsageError(str(error)) from error
     for name, value in options:
         _take_option(arguments, name, value)
+    if arguments.port is not None:
+        arguments.address = _with_port(arguments.address, arguments.port)
     names = set()
     for word in words:
         name, equals, value = word.partition("=")
@@ -71,6 +93,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 def _take_option(arguments: Arguments, name: str, value: str) -> None:
     if name in _TEXTS:
         setattr(arguments, _TEXTS[name], value)
+    elif name in ("-p", "--port"):
+        arguments.port = _port(value)
     elif name == "--timeout":
         arguments.timeout_s = _seconds(value)
     elif name in ("-f", "--file"):
@@ -86,11 +110,18 @@ def _take_option(arguments: Arguments, name: str, value: str) -> None:
     elif name in ("-h", "--help"):
         arguments.help = True
     elif name == "--completion":
-        if value not in SHELLS:
-            raise UsageError(f"--completion takes {' or '.join(SHELLS)}, not {value!r}")
-        arguments.completion = value
+        arguments.completion = _shell(value)
     else:
         arguments.wait = name == "--wait"
+
+
+def _with_port(address: str, port: int) -> str:
+    """A port alone is one of this host."""
+    if address == DEFAULT_ADDRESS:
+        address = "localhost"
+    if "/" in address or "]" in address or address.count(":") == 1:
+        raise UsageError(f"-p goes with a host's name, not with {address!r}")
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def put(params: dict[str, Any], name: str, value: Any) -> None:
@@ -138,6 +169,18 @@ def _json(text: str, source: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: not JSON: {error}") from error
+
+
+def _shell(text: str) -> str:
+    if text not in SHELLS:
+        raise UsageError(f"--completion takes {' or '.join(SHELLS)}, not {text!r}")
+    return text
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise UsageError(f"-p takes a port's number, not {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

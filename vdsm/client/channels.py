@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import http.client
     from typing import Protocol
 
+    from vdsm.client import tls
+
     class Channel(Protocol):
         def send(self, text: bytes, deadline: float | None) -> None: ...
         def receive(self, deadline: float | None) -> bytes: ...
@@ -33,6 +35,23 @@ _CHUNK_BYTES = 1 << 20
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Place:
+    """An agent's HTTP port; over TLS with `credentials`."""
+
+    def __init__(self, host: str, port: int, timeout_s: float, credentials: tls.Credentials | None = None) -> None:
+        self.host, self.port = host, port
+        self._timeout_s = timeout_s
+        self._credentials = credentials
+
+    def open(self) -> stream.Stream:
+        """A new connection. Raises `CannotConnect`, `Denied`, and over TLS what `tls.open_tls` raises."""
+        if self._credentials is None:
+            return stream.open_tcp(self.host, self.port, self._timeout_s)
+        from vdsm.client import tls  # loads OpenSSL: a third of a call's time where it is not needed
+
+        return tls.open_tls(self.host, self.port, self._timeout_s, self._credentials)
 
 
 class Lines:
@@ -70,11 +89,11 @@ class Lines:
 class WebSocket:
     """One text per message (RFC 6455, the client's side)."""
 
-    def __init__(self, host: str, port: int, connected: stream.Stream, deadline: float | None) -> None:
-        self._stream = connected
+    def __init__(self, place: Place, deadline: float | None) -> None:
+        self._stream = place.open()
         self._parts: list[bytes] = []
         try:
-            self._shake_hands(host, port, deadline)
+            self._shake_hands(place, deadline)
         except BaseException:
             self.close()
             raise
@@ -109,13 +128,13 @@ class WebSocket:
     def close(self) -> None:
         self._stream.close()
 
-    def _shake_hands(self, host: str, port: int, deadline: float | None) -> None:
+    def _shake_hands(self, place: Place, deadline: float | None) -> None:
         import base64
         import hashlib
 
         key = base64.b64encode(os.urandom(16))
         request = (
-            f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {PATH} HTTP/1.1\r\nHost: {place.host}:{place.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key.decode()}\r\n\r\n"
         )
         self._stream.send(request.encode("ascii", "replace"), deadline)
@@ -190,8 +209,8 @@ class Post:
 
     Five times the cost of a WebSocket message; for callers with a single question."""
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._host, self._port, self._timeout_s = host, port, timeout_s
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._stream: stream.Stream | None = None
         self._connection: http.client.HTTPConnection | None = None
 
@@ -199,8 +218,8 @@ class Post:
         import http.client
 
         self.close()
-        self._stream = stream.open_tcp(self._host, self._port, self._timeout_s)
-        self._connection = http.client.HTTPConnection(self._host, self._port)
+        self._stream = self._place.open()
+        self._connection = http.client.HTTPConnection(self._place.host, self._place.port)
         self._connection.sock = self._stream.socket
         self._stream.settimeout(deadline)
         headers = {"Content-Type": "application/json", "Connection": "close"}
@@ -209,7 +228,7 @@ class Post:
         except TimeoutError:
             raise failures.NoAnswer("The agent did not take the request in time") from None
         except OSError as error:
-            raise failures.ConnectionLost(f"The connection broke: {stream.reason(error)}") from error
+            raise self._stream_lost(error) from error
 
     def receive(self, deadline: float | None) -> bytes:
         import http.client
@@ -219,7 +238,7 @@ class Post:
         except TimeoutError:
             raise failures.NoAnswer("The agent did not answer in time") from None
         except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError) as error:
-            raise failures.ConnectionLost(f"The connection broke: {stream.reason(error)}") from error
+            raise self._stream_lost(error) from error
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise failures.BadAnswer(f"The peer does not speak HTTP: {stream.reason(error)}") from error
         self.close()
@@ -233,6 +252,7 @@ class Post:
             raise ConnectionError("nothing was sent")
         self._stream.settimeout(deadline)
         with self._connection.getresponse() as response:
+            self._stream.heard = True
             text, length = bytearray(), response.length
             while len(text) != length:
                 piece = response.read1(_CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length - len(text)))
@@ -248,16 +268,16 @@ class Post:
 
     def for_events(self, deadline: float | None) -> Channel:
         self.close()
-        return open_websocket(self._host, self._port, self._timeout_s, deadline)
+        return WebSocket(self._place, deadline)
+
+    def _stream_lost(self, error: Exception) -> failures.ClientError:
+        assert self._stream is not None
+        return self._stream.lost(f"The connection broke: {stream.reason(error)}")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-def open_websocket(host: str, port: int, timeout_s: float, deadline: float | None) -> WebSocket:
-    return WebSocket(host, port, stream.open_tcp(host, port, timeout_s), deadline)
 
 
 def refused(status: str) -> failures.ClientError:

@@ -65,8 +65,13 @@ def _run(given: arguments.Arguments) -> int:
 
 
 def _connect(given: arguments.Arguments, timeout_s: float = arguments.DEFAULT_TIMEOUT_S) -> transport.Client:
+    credentials = None
+    if given.cert or given.key or given.ca:
+        from vdsm.client import tls
+
+        credentials = tls.Credentials(given.cert, given.key, given.ca)
     try:
-        return transport.connect(given.address, given.timeout_s or timeout_s, given.flow_id)
+        return transport.connect(given.address, given.timeout_s or timeout_s, given.flow_id, credentials)
     except ValueError as error:
         raise arguments.UsageError(str(error)) from error
 

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_TOPICS = ("job", "vm", "image", "repository")
+_TOPICS = ("job", "vm", "image", "repository", "host")
 
 # What both shells do. $1: the word that is being completed; then the words before it, without the command's name.
 # Prints the candidates, one a line.
@@ -24,7 +24,8 @@ _vdsm_client_candidates() {
     shift
     for word in "$@"; do
         case $previous in
-            -a|--address|-f|--file|-o|--output|--timeout|--flow-id|--completion) previous=; continue ;;
+            -a|--address|--host|-p|--port|--cert|--key|--ca|-f|--file) previous=; continue ;;
+            -o|--output|--timeout|--flow-id|--completion) previous=; continue ;;
         esac
         previous=$word
         case $word in
@@ -35,7 +36,7 @@ _vdsm_client_candidates() {
     case $previous in
         -o|--output) printf '%s\\n' @FORMATS@; return ;;
         --completion) printf '%s\\n' @SHELLS@; return ;;
-        -a|--address|-f|--file|--timeout|--flow-id) return ;;
+        -a|--address|--host|-p|--port|--cert|--key|--ca|-f|--file|--timeout|--flow-id) return ;;
     esac
     case $current in
         -*) printf '%s\\n' @OPTIONS@; return ;;
@@ -70,7 +71,7 @@ _vdsm_client() {
     while IFS= read -r candidate; do
         [[ $candidate == "$current"* ]] && COMPREPLY+=("${candidate#"$prefix"}")
     done < <(_vdsm_client_candidates "$current" "${words[@]:1}")
-    if [[ ${#COMPREPLY[@]} -eq 0 && ${words[-1]} == @(-f|--file|-a|--address) ]]; then
+    if [[ ${#COMPREPLY[@]} -eq 0 && ${words[-1]} == @(-f|--file|-a|--address|--cert|--key|--ca) ]]; then
         COMPREPLY=($(compgen -f -- "$current"))
     fi
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
@@ -89,7 +90,7 @@ _vdsm_client() {
     fi
     found=("${(@f)$(_vdsm_client_candidates "$current" "${(@)words[2,CURRENT-1]}")}")
     case ${words[CURRENT-1]} in
-        -f|--file|-a|--address) _files; return ;;
+        -f|--file|-a|--address|--cert|--key|--ca) _files; return ;;
     esac
     compadd -S '' -- ${(M)found:#*=}
     compadd -- ${found:#*=}

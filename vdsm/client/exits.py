@@ -19,8 +19,8 @@ MEANING = {
     OK: "done",
     FAILED: "failed",
     USAGE: "the call itself is wrong: a parameter, a name, an option",
-    CANNOT_CONNECT: "cannot connect: nothing was sent",
-    DENIED: "denied: the connection or its role does not allow it",
+    CANNOT_CONNECT: "cannot connect, or not to whom it should be: nothing was sent",
+    DENIED: "denied: the connection, its certificate or its role does not allow it",
     NOT_FOUND: "not found: no such image, VM, job, repository",
     CONFLICT: "in use, in another state, or not available now: later it may work",
     TIMED_OUT: "no answer in time, or the connection broke: the work may go on",
@@ -30,6 +30,8 @@ MEANING = {
 
 _LOCAL: dict[type[failures.ClientError], int] = {
     failures.CannotConnect: CANNOT_CONNECT,
+    failures.Untrusted: CANNOT_CONNECT,
+    failures.NoCertificate: CANNOT_CONNECT,
     failures.Denied: DENIED,
     failures.NoAnswer: TIMED_OUT,
     failures.ConnectionLost: TIMED_OUT,

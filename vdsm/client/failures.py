@@ -2,6 +2,8 @@
 
     ClientError            the agent answered with an error; its code, message and data
       +- CannotConnect     the agent was not reached: nothing was sent
+      +- Untrusted         something was reached that cannot prove to be that agent: nothing was sent
+      +- NoCertificate     our own certificate, key or CA cannot be read: nothing was sent
       +- Denied            it was reached, but does not let this caller in
       +- NoAnswer          sent, but no answer in time: the work may go on
       +- ConnectionLost    the connection broke: the work may go on
@@ -71,11 +73,25 @@ class CannotConnect(Local):
     hint = "Check that vdsmd runs and that the address is right (-a ADDRESS or VDSM_ADDRESS)."
 
 
+class Untrusted(Local):
+    """What was reached cannot prove to be that agent: nothing was sent."""
+
+    key_of_class = "untrusted"
+    hint = "The agent's certificate must name the host as it is called here, and be signed by our CA (--ca, VDSM_CA)."
+
+
+class NoCertificate(Local):
+    """Our own certificate, key or CA cannot be read: nothing was sent."""
+
+    key_of_class = "no_certificate"
+    hint = "Give --cert, --key and --ca, or VDSM_CERT, VDSM_KEY and VDSM_CA."
+
+
 class Denied(Local):
     """The agent was reached, but does not let this caller in."""
 
     key_of_class = "denied"
-    hint = "The socket is for root and the members of its group (vdsm)."
+    hint = "The Unix socket is for root and its group (vdsm); over TLS, for certificates of the agent's CA."
 
 
 class NoAnswer(Local):

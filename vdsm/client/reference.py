@@ -23,8 +23,13 @@ usage: vdsm-client [options] Namespace verb [name=value ...]
        vdsm-client --completion bash | zsh
 
 options, anywhere on the line:
-    -a, --address ADDRESS  socket path, http://HOST:PORT or ws://HOST:PORT
+    -a, --host, --address ADDRESS
+                           a host (over TLS), a socket's path, or wss:, https:, ws: or http://HOST:PORT
                            (default: VDSM_ADDRESS, or {arguments.DEFAULT_ADDRESS})
+    -p, --port PORT        the host's port (default 54321)
+    --cert, --key, --ca FILE
+                           PEM files for TLS: our certificate, its key, the CA of both sides (default: VDSM_CERT,
+                           VDSM_KEY, VDSM_CA; cert.pem, key.pem, ca.pem in ~/.config/vdsm/tls or /etc/vdsm/tls)
     -f, --file FILE        parameters as a JSON object; - reads standard input; name=value go over it
     -o, --output FORMAT    json, table or table:COLUMN,COLUMN...; with json an error is a JSON object too
     --wait, --no-wait      follow the job that the call starts, print how it ended

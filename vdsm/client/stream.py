@@ -22,6 +22,7 @@ class Stream:
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
         self.buffer = bytearray()
+        self.heard = False  # whether anything has come
 
     def send(self, data: bytes, deadline: float | None) -> None:
         """All of `data`. Raises `NoAnswer`, `ConnectionLost`; nothing more can be sent then, but what the peer said
@@ -42,10 +43,15 @@ class Stream:
         except TimeoutError:
             raise failures.NoAnswer("The agent did not answer in time") from None
         except OSError as error:
-            raise failures.ConnectionLost(f"The connection broke: {reason(error)}") from error
+            raise self.lost(f"The connection broke: {reason(error)}") from error
         if not data:
-            raise failures.ConnectionLost("The agent closed the connection")
+            raise self.lost("The agent closed the connection")
+        self.heard = True
         self.buffer += data
+
+    def lost(self, message: str) -> failures.ClientError:
+        """The error for a connection that has ended."""
+        return failures.ConnectionLost(message)
 
     def settimeout(self, deadline: float | None) -> None:
         """Raises `NoAnswer` when it has passed."""

@@ -3,8 +3,9 @@
 Addresses:
 
     /run/vdsm/vdsmd.sock    a Unix socket (or unix:PATH): newline-delimited frames; the way for local programs
-    ws://HOST:PORT          a WebSocket
-    http://HOST:PORT        one POST per call; events open a WebSocket, which then carries the calls too
+    HOST, HOST:PORT         a WebSocket over TLS (or wss://HOST:PORT): the way from other hosts
+    https://HOST:PORT       one POST per call, over TLS; events open a WebSocket, which then carries the calls too
+    ws:// and http://       the same two without TLS, where the agent's host has its plain port open
 
 A `Client` belongs to one thread at a time. Calls and events may be mixed: what arrives while a call waits for its
 answer is kept for `next_event`. Nothing reconnects by itself: after `ConnectionLost` make a new client, and subscribe
@@ -26,24 +27,33 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from vdsm.client import tls
+
 DEFAULT_PORT = 54321
 
 
-def connect(address: str, timeout_s: float = 60.0, flow_id: str | None = None) -> Client:
+def connect(
+    address: str, timeout_s: float = 60.0, flow_id: str | None = None, credentials: tls.Credentials | None = None
+) -> Client:
     """A client of the agent at `address`; `timeout_s` bounds connecting, and each call that names no other.
 
     `flow_id` begins the ids of all requests, so that the agent's log shows what belongs together; a random one without.
-    Raises `CannotConnect`, `Denied`; `ValueError` for an address of no known form.
+    `credentials` are for TLS; without them they are looked for where `vdsm.client.tls` says. The host's name counts.
+    Raises `CannotConnect`, `Denied`, `Untrusted`, `NoCertificate`; `ValueError` for an address of no known form.
     """
     scheme, rest = _split(address)
     if scheme == "unix":
         return Client(channels.Lines(stream.open_unix(rest, timeout_s)), timeout_s, flow_id)
     host, port = _host_and_port(rest)
-    if scheme == "ws":
-        deadline = time.monotonic() + timeout_s
-        return Client(channels.open_websocket(host, port, timeout_s, deadline), timeout_s, flow_id)
-    stream.open_tcp(host, port, timeout_s).close()  # whether somebody listens, now and not at the first call
-    return Client(channels.Post(host, port, timeout_s), timeout_s, flow_id)
+    if scheme in ("wss", "https") and credentials is None:
+        from vdsm.client import tls
+
+        credentials = tls.Credentials()
+    place = channels.Place(host, port, timeout_s, credentials if scheme in ("wss", "https") else None)
+    if scheme in ("ws", "wss"):
+        return Client(channels.WebSocket(place, time.monotonic() + timeout_s), timeout_s, flow_id)
+    place.open().close()  # whether somebody listens, now and not at the first call
+    return Client(channels.Post(place), timeout_s, flow_id)
 
 
 class Client:
@@ -165,20 +175,20 @@ def _message(text: bytes) -> dict[str, Any]:
 
 
 def _split(address: str) -> tuple[str, str]:
-    for scheme in ("unix", "http", "ws"):
+    for scheme in ("unix", "http", "https", "ws", "wss"):
         prefix = "unix:" if scheme == "unix" else f"{scheme}://"
         if address.startswith(prefix) and len(address) > len(prefix):
             return scheme, address[len(prefix) :]
-    if "/" in address and "://" not in address:
-        return "unix", address
-    raise ValueError(f"{address!r} is no address: a socket's path, http://HOST:PORT or ws://HOST:PORT")
+    if address and "://" not in address:
+        return "unix" if "/" in address else "wss", address
+    raise ValueError(f"{address!r} is no address: a socket's path, HOST, HOST:PORT, or wss:// or https:// before them")
 
 
 def _host_and_port(rest: str) -> tuple[str, int]:
-    """`host`, `host:port`, `[::1]:port`; a path of / or /jsonrpc may follow."""
+    """`host`, `host:port`, `::1`, `[::1]:port`; a path of / or /jsonrpc may follow."""
     place, _, path = rest.partition("/")
     host, colon, port = place.rpartition(":")
-    if not colon or port.endswith("]"):
+    if not colon or port.endswith("]") or (":" in host and not host.endswith("]")):
         host, port = place, str(DEFAULT_PORT)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or path not in ("", channels.PATH.lstrip("/")):
