@@ -148,7 +148,7 @@ def exporting(
     job_id = ids.new()
     slot = storage.slot(ids.new(), work={"job_id": job_id, "state": "queued"})
     argument = {"slot": list(slot), "data": str(data), "format": source_format, "target": str(directory / "target")}
-    return job.JobRequest("exportImage", job_id, "storage", "", {}, argument), slot
+    return job.JobRequest("exampleExport", job_id, "storage", "", {}, argument), slot
 
 
 @pytest.mark.parametrize("source_format", ["raw", "qcow2"])

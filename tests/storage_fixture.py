@@ -44,7 +44,9 @@ class World:
         self.directory = directory
         self.run_dir = run_dir
         self.import_dir = directory / "import"
+        self.export_dir = directory / "export"
         self.import_dir.mkdir()
+        self.export_dir.mkdir()
         self.main, self.other = (self._made(name) for name in ("main", "other"))
         until(lambda: all(leases.state(repo.lockspace()) == "joined" for repo in (self.main, self.other)), 30)
 
@@ -197,7 +199,10 @@ class Service:
         self.settings = config.Config(
             host=config.Host(id=1, name=HOST_NAME),
             storage=config.Storage(
-                localfs_dirs=(str(world.directory),), import_dirs=(str(world.import_dir),), io_deadline_s=10.0
+                localfs_dirs=(str(world.directory),),
+                import_dirs=(str(world.import_dir),),
+                export_dirs=(str(world.export_dir),),
+                io_deadline_s=10.0,
             ),
             sanlock=config.Sanlock(run_dir=str(world.run_dir)),
         )

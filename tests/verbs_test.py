@@ -138,6 +138,18 @@ def test_import(client: transport.Client, repo: str, stack: standalone.Stack) ->
         source.unlink()
 
 
+def test_export(client: transport.Client, repo: str, images: conftest.Images, stack: standalone.Stack) -> None:
+    disk, path = images.bytes(b"real" * 4096), stack.export_dir / f"{ids.new()}.raw"
+    given = {"repositoryId": repo, "imageId": disk, "path": str(path), "format": "raw"}
+    conftest.done(client, client.call("Storage.exportImage", given)["jobId"])
+    assert path.read_bytes() == b"real" * 4096
+    assert refusal(client, "Storage.exportImage", given)["key"] == "host_file_exists"
+    conftest.done(client, client.call("Storage.exportImage", {**given, "options": {"overwrite": "true"}})["jobId"])
+    path.unlink()
+    outside = refusal(client, "Storage.exportImage", {**given, "path": "/tmp/out"})
+    assert outside["key"] == "path_not_allowed"
+
+
 # -- virtual machines --------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,8 @@ class Jobs:
 class Storage:
     # importImage reads files under these directories only.
     import_dirs: tuple[str, ...] = ("/var/lib/vdsm/import",)
+    # exportImage makes files under these directories only; the agent's user must be able to write there. None: nowhere.
+    export_dirs: tuple[str, ...] = ()
     # localfs repositories live under these directories only; the root helper prepares them.
     localfs_dirs: tuple[str, ...] = ("/var/lib/vdsm/storage",)
     # Child processes for one repository's verbs. When all hang, its verbs are refused; nobody else notices.

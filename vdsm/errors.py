@@ -446,6 +446,18 @@ class FixOutdated(Conflict):
     hint = "Check the repository again."
 
 
+class HostFileExists(Conflict):
+    code, key = 10070, "host_file_exists"
+    message = "{path} exists on this host"
+    hint = "Choose another path; options.overwrite replaces a plain file."
+
+
+class HostFileFailed(Failed):
+    code, key = 10071, "host_file_failed"
+    message = "{path} cannot be made: {reason}"
+    hint = "Look at the directory: the agent's user must be able to write there, and the file must fit."
+
+
 # -- virtual machines ------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from vdsm.jobs import worker
 _PERCENT = re.compile(r"\((\d+)\.\d+/100%\)")
 
 
-@worker.body("exportImage")
+@worker.body("exampleExport")
 class ExportImage(worker.Body):
     """A crash at any point leaves a target that `undo` removes; the image is only read."""
 

@@ -24,9 +24,9 @@ class WaitParams(JobParams):
 
 
 class Entity(verb.Result):
-    type: str = pydantic.Field(description="image or vm")
+    type: str = pydantic.Field(description="image, vm, or file: of this host, by its path")
     id: str
-    repo_id: str = pydantic.Field(description="where its record is")
+    repo_id: str = pydantic.Field(description="where its record is; of a file, the repository that it is made from")
 
 
 class JobInfo(verb.Result):

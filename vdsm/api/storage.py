@@ -102,6 +102,20 @@ class ResizeParams(ImageParams):
     options: Options = Options()
 
 
+class ExportOptions(verb.Params):
+    """Options of an export."""
+
+    job_id: str | None = pydantic.Field(None, description="id of the job; made up when left out")
+    generation: int | None = pydantic.Field(None, description="generation that the image must have")
+    overwrite: bool = pydantic.Field(False, description="replace a plain file that is there")
+
+
+class ExportParams(ImageParams):
+    path: str = pydantic.Field(description="file to be made on this host, under a configured directory")
+    format: Literal["raw", "qcow2"] = pydantic.Field(description="the file's format; raw files are sparse")
+    options: ExportOptions = ExportOptions()
+
+
 class ListParams(verb.Params):
     repository_id: str = pydantic.Field(description="the repository")
 
@@ -162,6 +176,10 @@ class StartedFix(verb.Result):
 class CreatedImage(verb.Result):
     image_id: str = pydantic.Field(description="the new image")
     job_id: str | None = pydantic.Field(description="job that fills it; null: it is complete")
+
+
+class StartedExport(verb.Result):
+    job_id: str = pydantic.Field(description="job that writes the file")
 
 
 class Repository(verb.Result):
@@ -356,6 +374,26 @@ class Storage:
                 image_id=params.image_id,
                 base_image_id=params.base_image_id,
                 user_data=params.user_data,
+                options=params.options.model_dump(),
+            )
+        )
+
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repository_id,
+        errors=(errors.PathNotAllowed, errors.HostFileExists, errors.HostFileFailed, *_CHANGES, *_NO_IMAGE, *_WRITES),
+    )
+    def exportImage(self, params: ExportParams) -> StartedExport:
+        """Writes what an image shows into a file of this host, as a job. The image must not be in use.
+
+        The file gets its name when it is whole; an abort leaves nothing.
+        """
+        return StartedExport(
+            **self._storage.export_image(
+                repository_id=params.repository_id,
+                image_id=params.image_id,
+                path=params.path,
+                format=params.format,
                 options=params.options.model_dump(),
             )
         )

@@ -131,6 +131,16 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "Storage.disconnectStorageRepository": ("Forgets the handle, after the host has left the lockspace. Refused while jobs or VMs use the repository.", (
         ("repoId", "string, required", "as given to connectStorageRepository", ()),
     )),
+    "Storage.exportImage": ("Writes what an image shows into a file of this host, as a job. The image must not be in use.", (
+        ("repositoryId", "string, required", "repository that holds the image", ()),
+        ("imageId", "string, required", "the image", ()),
+        ("path", "string, required", "file to be made on this host, under a configured directory", ()),
+        ("format", "\"raw\" or \"qcow2\", required", "the file's format; raw files are sparse", ("raw", "qcow2")),
+        ("options", "object, optional", "Options of an export.", ()),
+        ("options.jobId", "string or null, optional", "id of the job; made up when left out", ()),
+        ("options.generation", "integer or null, optional", "generation that the image must have", ()),
+        ("options.overwrite", "boolean, default false", "replace a plain file that is there", ("true", "false")),
+    )),
     "Storage.fixStorageRepository": ("Starts the job of a fix that a check has listed, on this host or another. It may be sent again at any time:", (
         ("repositoryId", "string, required", "the repository that was checked, on whichever host", ()),
         ("fix", "object, required", "as checkStorageRepository answered it", ()),

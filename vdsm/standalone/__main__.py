@@ -68,7 +68,8 @@ def _print(place: layout.Layout) -> int:
     print(f"socket      {place.agent_socket}")
     if settings.wire.tcp_port:
         print(f"http        http://127.0.0.1:{settings.wire.tcp_port}/jsonrpc")
-    print(f"images      {place.imports} (what may be imported), {place.storage} (where repositories may be)")
+    print(f"images      {place.imports} (what may be imported), {place.storage} (where repositories may be),")
+    print(f"            {place.exports} (where exports go)")
     print(f"call        {place.client} Host getHardwareInfo")
     return 0 if known and all(processes.alive(process) for process in known.values()) else 3
 

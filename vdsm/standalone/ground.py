@@ -111,6 +111,7 @@ def make_directories(place: layout.Layout) -> None:
     # Root's with the sticky bit: the agent makes its socket there, and cannot replace the root helper's.
     _make(place.sockets, 0o1775, 0, agent.pw_gid)
     _make(place.console, 0o2770, agent.pw_uid, storage_gid)
+    _make(place.exports, 0o755, agent.pw_uid, agent.pw_gid)
     _make(place.scratch, 0o700, agent.pw_uid, agent.pw_gid)
 
 
@@ -151,7 +152,11 @@ def agent_options(place: layout.Layout) -> dict[str, dict[str, Any]]:
         "host": {"name": os.uname().nodename},
         "paths": {"tmp_dir": str(place.scratch)},
         "wire": {"unix_socket": str(place.agent_socket), "unix_group": USER},
-        "storage": {"import_dirs": [str(place.imports)], "localfs_dirs": [str(place.storage)]},
+        "storage": {
+            "import_dirs": [str(place.imports)],
+            "export_dirs": [str(place.exports)],
+            "localfs_dirs": [str(place.storage)],
+        },
         "sanlock": {"run_dir": str(place.sanlock)},
         "virt": {
             "libvirt_uri": place.libvirt_uri,

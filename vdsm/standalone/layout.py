@@ -100,6 +100,11 @@ class Layout:
         return self.run_dir / "import"
 
     @property
+    def exports(self) -> Path:
+        """`storage.export_dirs`: images are exported to here."""
+        return self.run_dir / "export"
+
+    @property
     def storage(self) -> Path:
         """`storage.localfs_dirs`: repositories live below."""
         return self.run_dir / "storage"

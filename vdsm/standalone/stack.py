@@ -82,6 +82,10 @@ class Stack:
         return self.place.imports
 
     @property
+    def export_dir(self) -> Path:
+        return self.place.exports
+
+    @property
     def storage_dir(self) -> Path:
         return self.place.storage
 

@@ -18,6 +18,7 @@ from vdsm.storage import (
     connected,
     copying,
     diskplans,
+    exporting,
     fillings,
     fixes,
     formats,
@@ -57,7 +58,7 @@ _IO_TIMEOUTS_S = range(1, 81)  # sanlock multiplies it by up to 14; it accepts w
 
 def preload() -> list[str]:
     """Modules that the fork server must have loaded: the children's entry, and the job bodies."""
-    bodies = (copying, importing, fixes, merging, vmmending)
+    bodies = (copying, exporting, importing, fixes, merging, vmmending)
     return [ioproc.__name__, *(module.__name__ for module in bodies)]
 
 
@@ -183,6 +184,15 @@ class Storage:
         """
         base = None if base_image_id is None else ids.check_uuid(base_image_id, "baseImageId")
         return self._images.copy(target_repo_id, _id(image_id), base, user_data or {}, _options(options))
+
+    def export_image(
+        self, repository_id: str, image_id: str, path: str, format: str, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A file of this host with what the image shows: {job_id}. options: job_id, generation, overwrite."""
+        asked = {"job_id": None, "generation": None, "overwrite": False, **(options or {})}
+        if asked["job_id"] is not None:
+            asked["job_id"] = ids.check_uuid(asked["job_id"], "options.jobId")
+        return self._images.export_file(repository_id, _id(image_id), path, format, asked)
 
     def resize_virtual_disk(
         self, repository_id: str, image_id: str, size: int, options: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from vdsm import errors, events, ids, undo
 from vdsm.jobs import job, registry
-from vdsm.storage import connected, holders, models
+from vdsm.storage import connected, diskplans, holders, models
 
 Answer = dict[str, Any]
 
@@ -64,6 +64,27 @@ class Fillings:
         if begun.pop("undeleted", False):
             self._events.publish("image", order.image_id, {"repo_id": repo_id, "change": "undeleted"})
         return begun
+
+    def begin_export(self, source: diskplans.CopyPlan, argument: dict[str, Any]) -> None:
+        """Registers the job that writes a file of this host. Raises `JobExists`, `Overloaded`."""
+        top, *_ = source.layers
+        new = job.JobRequest(
+            kind="exportImage",
+            job_id=argument["job_id"],
+            job_type="storage",
+            description=f"exportImage: image {top['id']} in {source.repo_id} to {argument['path']}",
+            entity={"type": "file", "id": argument["path"], "repo_id": source.repo_id},
+            argument=argument,
+            gate=self._connections.gate([source.repo_id]),
+            identity=[top["id"], argument["path"], argument["format"], argument["overwrite"]],
+        )
+        with undo.Stack() as steps:
+            first = self._holders.add_reader(new.job_id, [layer["id"] for layer in source.layers])
+            if first:
+                steps.push("forget what it reads", lambda: self._holders.forget_reader(new.job_id))
+            self._jobs.add(new)
+        if first:
+            self._jobs.on_end(new.job_id, lambda info: self._holders.forget_reader(info["id"]))
 
     def _commit(self, repo_id: str, intent: str, argument: dict[str, Any]) -> Answer:
         try:

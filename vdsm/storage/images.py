@@ -34,6 +34,7 @@ class Images:
         at_it: holders.Holders,
     ) -> None:
         self._import_dirs = list(settings.storage.import_dirs)
+        self._export_dirs = list(settings.storage.export_dirs)
         self._events = log
         self._connections = connections
         self._fillings = jobs
@@ -109,6 +110,18 @@ class Images:
             request={**file, "strategy": options["strategy"], "user_data": user_data},
         )
         return self._fillings.begin(repo_id, order, options)
+
+    def export_file(self, repo_id: str, image_id: str, path: str, image_format: str, options: Options) -> Answer:
+        """{job_id}. Nothing is committed anywhere: the job only reads, and the file has its name when it is whole."""
+        if image_format not in (models.RAW, models.QCOW2):
+            raise errors.InvalidParameters(parameter="format", reason="must be raw or qcow2")
+        source = self.plan_copy(image_id, repo_id, options["generation"])
+        job_id = options["job_id"] or ids.new()
+        file = {"path": path, "overwrite": options["overwrite"], "allowed_dirs": self._export_dirs, "job_id": job_id}
+        self._connections.read(repo_id, "check_export", file)
+        chosen = {**file, "format": image_format}
+        self._fillings.begin_export(source, {"source": source.description, "layers": source.layers, **chosen})
+        return {"job_id": job_id}
 
     # -- changing and removing ---------------------------------------------------------------------------------------
 

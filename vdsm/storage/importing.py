@@ -6,12 +6,11 @@ what the path looks like, decides whether the file may be imported.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from vdsm import errors, leases
 from vdsm.jobs import worker
-from vdsm.storage import copying, imageheader, intents, models, qemuimg
+from vdsm.storage import copying, hostfiles, imageheader, intents, models, qemuimg
 from vdsm.storage.repository import Repository
 
 _LIMITS = imageheader.Limits(virtual_size_bytes=models.MAX_SIZE_BYTES)
@@ -50,16 +49,12 @@ class ImportImage(copying.Filling):
 
 def _open(argument: dict[str, Any]) -> tuple[int, imageheader.ImageHeader]:
     """(descriptor, header) of a file that may be imported."""
-    _check_place(os.path.realpath(argument["path"]), argument)  # nothing is told about files that are elsewhere
-    fd, header = imageheader.open_checked(argument["path"], argument["format"], _LIMITS)
+    path, allowed = argument["path"], argument["allowed_dirs"]
+    hostfiles.check_place(os.path.realpath(path), path, allowed)  # nothing is told about files that are elsewhere
+    fd, header = imageheader.open_checked(path, argument["format"], _LIMITS)
     try:
-        _check_place(os.path.realpath(f"/proc/self/fd/{fd}"), argument)
+        hostfiles.check_place(os.path.realpath(f"/proc/self/fd/{fd}"), path, allowed)
         return fd, header
     except BaseException:
         os.close(fd)
         raise
-
-
-def _check_place(place: str, argument: dict[str, Any]) -> None:
-    if not any(Path(place).is_relative_to(os.path.realpath(directory)) for directory in argument["allowed_dirs"]):
-        raise errors.PathNotAllowed(path=argument["path"], allowed=", ".join(argument["allowed_dirs"]))

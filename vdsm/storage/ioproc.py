@@ -22,6 +22,7 @@ from typing import Any
 from vdsm import channels, errors, forkserver, leases, logs
 from vdsm.storage import (
     checking,
+    exporting,
     fences,
     fixclaims,
     formats,
@@ -46,6 +47,7 @@ PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
         *(places.format_repository, places.header, places.leave_lockspace, places.space),
         *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
         *(fences.lease, fences.force),
+        exporting.check_export,
     )
 }
 LEASED: dict[str, intents.Intent] = {

@@ -52,13 +52,15 @@ def create(target: Layer, size_bytes: int, backing: Layer | None = None) -> list
     return ["qemu-img", "create", "-q", "-f", target.format, *options, *where, target.path, str(size_bytes)]
 
 
-def convert(chain: Sequence[Layer], target: Layer) -> list[str]:
+def convert(chain: Sequence[Layer], target: Layer, *, sparse: bool = False) -> list[str]:
     """A whole copy of `chain`, made anew, with progress on its output.
 
-    Raw targets are preallocated and written out of order, which is fastest; a qcow2 written out of order would have its
-    clusters scattered.
+    Raw targets are written out of order, which is fastest, and preallocated unless they are to be `sparse`; a qcow2
+    written out of order would have its clusters scattered.
     """
-    fast = ["-W", "-m", str(_COROUTINES), "-o", "preallocation=falloc"] if target.format == models.RAW else []
+    fast = ["-W", "-m", str(_COROUTINES)] if target.format == models.RAW else []
+    if target.format == models.RAW and not sparse:
+        fast += ["-o", "preallocation=falloc"]
     uncached = ["-t", "none", "-T", "none"]
     return ["qemu-img", "convert", "-p", *fast, *uncached, "-O", target.format, source(chain), target.path]
 
@@ -149,5 +151,9 @@ def run(argv: list[str], fds: Sequence[int], size_bytes: int) -> bytes:
 
 def explain(error: errors.ToolFailed, repo_id: str) -> errors.VdsmError:
     """The failure in the words of the one who asked: a full repository is no broken tool."""
-    full = any("No space left on device" in line for line in error.facts.get("output", ()))
-    return errors.RepositoryFull(repo_id=repo_id) if full else error
+    return errors.RepositoryFull(repo_id=repo_id) if is_full(error) else error
+
+
+def is_full(error: errors.ToolFailed) -> bool:
+    """Whether the tool's target had no space left."""
+    return any("No space left on device" in line for line in error.facts.get("output", ()))
