@@ -1,5 +1,6 @@
 """Fixes of what VM jobs leave, of what waits in another host's queue, and of what is half there: from the records."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,18 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import chain, checking, copying, findings, fixclaims, models, overlays, repository, vmrecords
+from vdsm.storage import (
+    chain,
+    checking,
+    copying,
+    findings,
+    fixclaims,
+    imageheader,
+    models,
+    overlays,
+    repository,
+    vmrecords,
+)
 from vdsm.storage.formats import filelayout
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
@@ -309,3 +321,18 @@ def test_findings_are_the_same_each_time(shelf: Shelf) -> None:
     found = checking.check(shelf.repo, asked)
     assert found == checking.check(shelf.repo, asked) and len(found) == 3
     assert {one["type"] for one in found} == {findings.MEND}
+
+
+def test_header_that_names_something_else_is_written_anew(service: Service, shelf: Shelf) -> None:
+    """As those above a merged image do when the merge died last of all (trap 42)."""
+    disk = shelf.disk()
+    snapshot = shelf.snapshot(disk)
+    relinked = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "gone", "-F", "raw", str(shelf.data(disk))]
+    subprocess.run(relinked, check=True)
+    (fix,) = check(service)[disk]
+    assert fix["type"] == "mend"
+    with shelf.repo.owning(shelf.session, exclusive=[disk]), pytest.raises(errors.ImageInUse):
+        service.storage.fix_storage_repository("main", fix)
+    fix_all(service)
+    header = imageheader.read(str(shelf.data(disk)))
+    assert (header.backing_name, header.backing_format) == (shelf.image(snapshot)["data"]["name"], "qcow2")

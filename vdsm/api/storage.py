@@ -212,8 +212,8 @@ class Work(verb.Result):
     kind: str
     host_id: int = pydantic.Field(alias="hostID")
     state: str = pydantic.Field(
-        description="queued, running, committing, done, failed, aborted, interrupted or fenced: as the verdict has it, "
-        "or, when that is unknown, as written last"
+        description="queued, running, committing, done, failed, aborted, interrupted, fenced or wanted (AutoFix was "
+        "false): as the verdict has it, or, when that is unknown, as written last"
     )
     stage: int | None
     stages: int | None
@@ -231,8 +231,8 @@ class Verdict(verb.Result):
 
     state: str = pydantic.Field(
         description="queued, running, committing, done, failed, aborted, interrupted (nobody is at it any more), "
-        "fenced, superseded (other work is there now), absent (there is no such work), or unknown (a host's state "
-        "is not known yet)"
+        "fenced, wanted (only a fix begins it), superseded (other work is there now), absent (there is no such work), "
+        "or unknown (a host's state is not known yet)"
     )
     final: bool = pydantic.Field(description="false: it may change by itself, ask again")
     reason: str | None = pydantic.Field(description="in words, where the state does not say it all")

@@ -4,12 +4,13 @@ Only reads, takes no lease; runs in a repository's I/O child or in a worker. Dat
 (trap 37). Whether open work is alive is for `verdicts.py` to say.
 """
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from vdsm import errors, record
 from vdsm.record import Record
-from vdsm.storage import findings, models, reading, verdicts
+from vdsm.storage import findings, imageheader, models, reading, verdicts
 from vdsm.storage.repository import Repository
 
 Argument = dict[str, Any]
@@ -31,15 +32,27 @@ def survey(
     look = _Look(repo, active, takeover, held)
     images = {image_id: look.at(repo.slot(image_id)) for image_id in repo.image_ids()}
     vms = {vm_id: look.at(repo.vm_slot(vm_id)) for vm_id in repo.vm_ids()}
+    known = {image_id: found for image_id, found in images.items() if found}
     return findings.Survey(
         repo_name=repo.name,
         data=data,
-        images={image_id: found for image_id, found in images.items() if found},
+        images=known,
         vms={vm_id: found for vm_id, found in vms.items() if found},
         empty=frozenset(image_id for image_id, found in images.items() if not found) - look.live,
         empty_vms=frozenset(vm_id for vm_id, found in vms.items() if not found) - look.live,
         live=frozenset(look.live),
+        headers=dict(_headers(repo, known.values())),
     )
+
+
+def _headers(repo: Repository, images: Iterable[Record]) -> Iterator[tuple[str, dict[str, str | None] | None]]:
+    """See `findings.Survey`. One that cannot be read now, for its image is just changing, is left out."""
+    for image in images:
+        if image["data"]["format"] == models.QCOW2 and image["status"] != models.BROKEN and not image["deleted"]:
+            with contextlib.suppress(errors.BadImageFile):
+                header = imageheader.read(repo.data_path(image["data"]["name"]), {models.QCOW2})
+                below = {"name": header.backing_name, "format": header.backing_format}
+                yield image["id"], below if header.has_backing else None
 
 
 class _Look:

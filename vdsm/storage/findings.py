@@ -11,6 +11,7 @@ A finding is one thing that a job can do about it:
     mend      createVirtualDisk, createSnapshot, resizeVirtualDisk, copyImage, importImage: finishes what the verb began
     mend      mendVm             finishes or takes back a job on a whole VM
     mend      endWork            ends work that nobody is at; the image itself is well
+    mend      relinkImage        makes the header of an image name what its record does (trap 42)
 
 What somebody is at is never a finding. Reading all this and acting on it are two moments, so a fix looks again under
 its leases; `guard` is what must still be so then.
@@ -25,20 +26,26 @@ from vdsm.storage import chain, models
 CLEAN, OPTIMIZE, MERGE, MEND = TYPES = ("clean", "optimize", "merge", "mend")
 
 CLEAN_IMAGE, CLEAN_LEFTOVERS, CLEAN_VM_SLOT = "cleanImage", "cleanLeftovers", "cleanVmSlot"
-OPTIMIZE_IMAGE, MERGE_IMAGE, MEND_VM, END_WORK = "optimizeImage", "mergeImage", "mendVm", "endWork"
+OPTIMIZE_IMAGE, MERGE_IMAGE = "optimizeImage", "mergeImage"
+MEND_VM, END_WORK, RELINK_IMAGE = "mendVm", "endWork", "relinkImage"
 # Verbs whose work is finished by a job of the same kind.
 FINISHED = ("createVirtualDisk", "createSnapshot", "resizeVirtualDisk", "copyImage", "importImage")
 OF_VMS = (CLEAN_VM_SLOT, MEND_VM)
 TYPE_OF = {
     **dict.fromkeys((CLEAN_IMAGE, CLEAN_LEFTOVERS, CLEAN_VM_SLOT), CLEAN),
     **{OPTIMIZE_IMAGE: OPTIMIZE, MERGE_IMAGE: MERGE},
-    **dict.fromkeys((MEND_VM, END_WORK, *FINISHED), MEND),
+    **dict.fromkeys((MEND_VM, END_WORK, RELINK_IMAGE, *FINISHED), MEND),
 }
 
 
 class Survey(NamedTuple):
-    """What a repository holds: `data` {name: bytes it takes}, listed before the records were read (trap 37); slots
-    without a record that nobody holds; `live`, the ids of the images and VMs that somebody is at."""
+    """What a repository holds.
+
+    data       {name: bytes it takes}, listed before the records were read (trap 37)
+    empty...   slots without a record that nobody holds
+    live       ids of the images and VMs that somebody is at
+    headers    of whole images that have one: {id: what it names as the data below, {"name", "format"} or None}
+    """
 
     repo_name: str
     data: dict[str, int]
@@ -47,6 +54,7 @@ class Survey(NamedTuple):
     empty: frozenset[str]
     empty_vms: frozenset[str]
     live: frozenset[str]
+    headers: dict[str, dict[str, str | None] | None]
 
     @property
     def entities(self) -> list[Record]:
@@ -117,7 +125,17 @@ def _of_image(survey: Survey, image: Record) -> Finding | None:
     if chain.counts(image) and not _is_merging(survey, image):
         description = f"{image['work']['kind']} on {_name(image)} has died: end it, so that the image can be used"
         return Finding(MEND, END_WORK, image["id"], description, _guard(image))
+    if not chain.counts(image) and _is_misled(survey, image):
+        description = f"let the header of {_name(image)} name what it is based on, as its record does"
+        return Finding(MEND, RELINK_IMAGE, image["id"], description, _guard(image))
     return None
+
+
+def _is_misled(survey: Survey, image: Record) -> bool:
+    """Whether the header names something else than the record. Nothing of ours asks it, but somebody may."""
+    below = survey.images.get(image["base"] or "")
+    wanted = below["data"] if below is not None else None
+    return image["id"] in survey.headers and survey.headers[image["id"]] != wanted
 
 
 def _deleted(survey: Survey, image: Record) -> Finding | None:

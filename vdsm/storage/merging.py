@@ -15,7 +15,7 @@
 
 Killed before the commit, the image is as it was: what a merge has done to data may be done again, what an optimize has
 made is replaced by the next one. After an image's data was switched, headers of those above it name data that is gone:
-they are relinked. Nothing relies on that, since records rule (trap 42).
+they are relinked, at once or by a fix of its own. Nothing relies on that, since records rule (trap 42).
 """
 
 import contextlib
@@ -135,6 +135,14 @@ class OptimizeImage(fixes.Fix):
 
 def _fast(argument: worker.Argument) -> dict[str, str]:
     return {"name": argument["names"]["data"], "format": models.RAW}
+
+
+@worker.body(findings.RELINK_IMAGE)
+class RelinkImage(fixes.Fix):
+    def run(self, ctx: worker.Context) -> None:
+        top, *below = fixes.layers(self.target(ctx.argument), ctx.argument)
+        ctx.tool(qemuimg.name_backing(top, below[0] if below else None))
+        ctx.flush(top.path)
 
 
 # -- both ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ sanlock knows of their hosts, and, for this host's own work, by the agent's jobs
 
     the record says     and                                            the verdict is
     done, failed, aborted, interrupted, fenced                         the same: nobody writes it any more
+    wanted                                                             the same: nobody begins it but a fix
     queued              its host is in the lockspace, as it was then   queued; for this host: if its agent has the job
                         its host has gone, or joined anew              interrupted
     running, committing its host owns the data lease and lives         the same
@@ -27,7 +28,7 @@ DONE, FAILED, ABORTED, INTERRUPTED, FENCED = "done", "failed", "aborted", "inter
 SUPERSEDED, ABSENT, UNKNOWN = "superseded", "absent", "unknown"
 
 # Nothing that is going on now will change these.
-_FINAL = frozenset({DONE, FAILED, ABORTED, INTERRUPTED, FENCED, SUPERSEDED})
+_FINAL = frozenset({DONE, FAILED, ABORTED, INTERRUPTED, FENCED, SUPERSEDED, models.WANTED})
 _ENDS = {"dead": "is dead", "free": "is not in the lockspace", "joined anew": "joined anew since"}
 _MOMENT = "look again"
 
