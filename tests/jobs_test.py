@@ -413,6 +413,41 @@ def test_a_worker_that_ignores_its_abort_is_killed_and_concluded(server: forkser
         assert not it.leftover
 
 
+STOPS: dict[str, tuple[list[list[Any]], list[str]]] = {
+    "in its work": ([["loop"]], ["run", "loop", "undo"]),
+    "deaf, so it is killed": ([["pause", "deaf"]], ["run", "deaf", "undo"]),
+    "before it began": ([], ["undo"]),
+}
+
+
+@pytest.mark.parametrize("kind", ["probe", "resumable"])
+@pytest.mark.parametrize("moment", STOPS)
+def test_stop_leaves_the_record_of_what_can_be_resumed(
+    server: forkserver.ForkServer, probe: Any, kind: str, moment: str
+) -> None:
+    """Whenever it comes, what was half made goes. Any other kind of job is aborted."""
+    steps, journal = STOPS[moment]
+    busy, it = probe(["pause", "busy"]), probe(*steps, kind=kind)
+    with jobs_fixture.hosting(server, workers=1, abort_grace_s=0.2) as host:
+        if not steps:
+            host.jobs.add(busy.request)
+            busy.reached("busy")
+        host.jobs.add(it.request)
+        if steps:
+            it.reached(journal[1])
+        host.jobs.abort(it.job_id, stop=True)
+        info = host.end(it)
+        busy.go("busy")
+    assert info["status"] == "aborted"
+    assert it.journal == journal and not it.leftover
+    if kind == "resumable":
+        assert (it.work["state"], it.work["error"], "was" in it.record) == ("interrupted", info["error"], False)
+        assert info["error"]["data"]["key"] == "stopped"
+    else:
+        assert (it.work["state"], info["error"], it.record["was"]) == ("aborted", None, "aborted")
+    assert it.record["generation"] == 7
+
+
 @pytest.mark.parametrize("moment_ms", range(0, 100, 5))
 def test_abort_at_any_moment_leaves_all_or_nothing(
     host: jobs_fixture.Host, storage: sanlock_fixture.Storage, tmp_path: Path, moment_ms: int

@@ -209,3 +209,8 @@ def test_worker_that_was_stopped_on_its_way_leaves(service: Service, shelf: Shel
     assert (fenced["verdict"]["state"], before["generation"]) == ("fenced", 1)
     assert shelf.image(copy["image_id"]) == before
     assert shelf.files() - files == {f"images/{copy['image_id']}"}
+    (mend,) = service.storage.check_storage_repository("main")
+    fixed = service.storage.fix_storage_repository("main", {"type": mend["type"], "data": mend["data"]})
+    service.ended(fixed["job_id"])
+    image = shelf.image(copy["image_id"])
+    assert (mend["type"], image["status"], image["generation"]) == ("mend", "optimized", 2)

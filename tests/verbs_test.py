@@ -59,7 +59,7 @@ def test_schema_has_every_verb(client: transport.Client) -> None:
         *(f"VM.{verb}" for verb in ("create", "destroy", "pause", "cont", "shutdown", "reset", "getStats", "getInfo")),
         *(f"VM.{verb}" for verb in ("sysprep", "makeTemplate")),
         *(f"Lease.{verb}" for verb in ("create", "delete", "info", "status", "fence")),
-        *(f"Job.{verb}" for verb in ("abort", "delete", "wait")),
+        *(f"Job.{verb}" for verb in ("abort", "stop", "delete", "wait")),
         *(f"Storage.{verb}StorageRepository" for verb in ("format", "connect", "disconnect")),
         *(f"Storage.{verb}" for verb in ("importImage", "createVirtualDisk", "createSnapshot", "copyImage")),
         *(

@@ -239,6 +239,12 @@ class Aborted(Failed):
     hint = "Nothing of it is left."
 
 
+class Stopped(Failed):
+    code, key = 10013, "stopped"
+    message = "The job was stopped by its caller"
+    hint = "checkStorageRepository lists the fix that goes on with it; removeImage takes away what it was making."
+
+
 class Superseded(Conflict):
     code, key = 10010, "superseded"
     message = "The record of {entity} names other work: {work}"

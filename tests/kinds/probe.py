@@ -57,6 +57,13 @@ class Probe(worker.Body):
         note(ctx, "roll_forward")
 
 
+@worker.body("resumable")
+class Resumable(Probe):
+    """Stopped, it leaves its record to whoever goes on."""
+
+    resumable = True
+
+
 @worker.body("noop")
 class Noop(Probe):
     """Nothing but leases and record: what the framework itself costs."""

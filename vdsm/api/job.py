@@ -74,8 +74,19 @@ class Job:
 
     @verb.verb(role="operator", blocking=False, errors=(errors.NoSuchJob, errors.JobNotActive))
     def abort(self, params: JobParams) -> None:
-        """Asks a job to end. A pending one is aborted at once, a running one when its worker has undone its work."""
+        """Asks a job to end. A pending one is aborted at once, a running one when its worker has undone its work.
+
+        What it was making is removed; to keep that for later, stop the job.
+        """
         self._jobs.abort(params.job_id)
+
+    @verb.verb(role="operator", blocking=False, errors=(errors.NoSuchJob, errors.JobNotActive))
+    def stop(self, params: JobParams) -> None:
+        """Asks a job to end without taking away what it was making: the image stays, broken, and a fix goes on with it.
+
+        Its half made data goes. Jobs on VMs, and others that have nothing to leave, are aborted.
+        """
+        self._jobs.abort(params.job_id, stop=True)
 
     @verb.verb(role="operator", blocking=False, errors=(errors.NoSuchJob, errors.JobNotDone))
     def delete(self, params: JobParams) -> None:

@@ -44,6 +44,9 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "Job.delete": ("Forgets an ended job.", (
         ("jobId", "string, required", "the job", ()),
     )),
+    "Job.stop": ("Asks a job to end without taking away what it was making: the image stays, broken, and a fix goes on with it.", (
+        ("jobId", "string, required", "the job", ()),
+    )),
     "Job.wait": ("Answers when the job has ended, or with its present state when `timeout` is over.", (
         ("jobId", "string, required", "the job", ()),
         ("timeout", "number or null, optional", "seconds; without it, as long as the job takes", ()),

@@ -1,6 +1,7 @@
 """The worker's second thread: hears the agent, and sanlock.
 
     {"abort"} from the agent     the job's tool is killed, the main thread undoes and says so
+    {"stop"} from the agent      the same, but what was being made is left for a mend, where the body can
     the channel ends             the agent is gone: the tool is killed, the record says "interrupted", the process ends
     SIGTERM                      the lease is lost: the tool is killed, the process ends; nothing is written any more,
                                  not even the record, for another host may own it by now (trap 14)
@@ -52,8 +53,8 @@ class Control:
 
     def _obey_all(self) -> None:
         with contextlib.suppress(TimeoutError):
-            while self._channel.receive(0) is not None:
-                aborting = self._fate.abort()
+            while (order := self._channel.receive(0)) is not None:
+                aborting = self._fate.abort("stop" in order)
                 self._tell({"aborting": True} if aborting else {"refused": "it is writing its result"})
             self._interrupt()
 

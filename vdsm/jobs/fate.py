@@ -16,6 +16,7 @@ class Fate:
         self._lock = threading.RLock()
         self._tool: programs.Running | None = None
         self._aborted = False
+        self._stopped = False
         self._committed = False
         self._undoing = False
         self._leaving = False
@@ -26,6 +27,11 @@ class Fate:
     def aborted(self) -> bool:
         """True once the job is to be aborted, until its undoing begins."""
         return self._aborted and not self._undoing
+
+    @property
+    def stopped(self) -> bool:
+        """True when whoever aborted the job wants to keep what it was making."""
+        return self._stopped
 
     def check(self) -> None:
         """Raises `Aborted` when the job is to be aborted. Never returns once the process is about to end."""
@@ -41,10 +47,11 @@ class Fate:
             self.check()
             self._committed = True
 
-    def begin_undo(self) -> None:
-        """From now on `check` never raises: what is being done is the end of the job."""
+    def begin_undo(self, stopped: bool = False) -> None:
+        """From now on `check` never raises: what is being done is the end of the job, which was `stopped` or not."""
         with self._lock:
             self._undoing = True
+            self._stopped = self._stopped or stopped
             self.check()
 
     def start(self, start: Callable[[], programs.Running]) -> programs.Running:
@@ -60,11 +67,15 @@ class Fate:
 
     # -- control thread ----------------------------------------------------------------------------------------------
 
-    def abort(self) -> bool:
-        """Decides that the job is aborted and kills its tool; False when it is too late for that."""
+    def abort(self, stop: bool = False) -> bool:
+        """Decides that the job is aborted and kills its tool; False when it is too late for that.
+
+        `stop`: what it was making is kept. The first word counts.
+        """
         with self._lock:
             if self._committed:
                 return False
+            self._stopped = self._stopped or (stop and not self._aborted)
             self._aborted = True
             if self._tool is not None and not self._undoing:
                 self._tool.kill()

@@ -36,6 +36,7 @@ class _Entry:
     job: job.Job
     child: forkserver.Child | None = None
     abort_at: float | None = None  # when the abort was asked for
+    stopped: bool = False  # the abort is to leave what was being made
     verdict: Outcome | None = None  # how a conclusion is to end it, unless the record knows better
 
 
@@ -85,18 +86,23 @@ class Pool:
         with self._lock:
             self._work_there.notify_all()
 
-    def abort(self, wanted: job.Job) -> None:
-        """Asks for the job's abort and returns; a job that is writing its result will end as done all the same."""
+    def abort(self, wanted: job.Job, *, stop: bool = False) -> None:
+        """Asks for the job's abort and returns; a job that is writing its result will end as done all the same.
+
+        `stop`: what it was making is left, for a mend. The first word counts.
+        """
         with self._lock:
             for entry in self._waiting:
                 if entry.job is wanted:
                     self._waiting.remove(entry)
+                    entry.stopped = stop
                     wanted.explain("being aborted")
                     self._hand_over(entry, (job.Status.ABORTED, None))
                     return
             entry_or_none = self._running.get(wanted.id)
             if entry_or_none is not None and entry_or_none.abort_at is None:
                 entry_or_none.abort_at = time.monotonic()
+                entry_or_none.stopped = stop
                 self._tell_abort(entry_or_none)
 
     def stop(self, timeout_s: float = 5.0) -> bool:
@@ -158,7 +164,7 @@ class Pool:
 
     def _supervise(self, entry: _Entry) -> None:
         entry.job.move(job.Status.RUNNING)
-        child = self._server.spawn(TARGET, self._order(entry.job))
+        child = self._server.spawn(TARGET, self._order(entry))
         with self._lock:
             entry.child = child
             if self._stopping:
@@ -176,7 +182,9 @@ class Pool:
         else:
             child.close()
 
-    def _order(self, wanted: job.Job, verdict: Outcome | None = None) -> dict[str, Any]:
+    def _order(self, entry: _Entry) -> dict[str, Any]:
+        """For the job's worker or, once there is a verdict, for the one that concludes."""
+        wanted, verdict = entry.job, entry.verdict
         order: dict[str, Any] = {
             "job_id": wanted.id,
             "kind": wanted.request.kind,
@@ -184,7 +192,7 @@ class Pool:
             "lease_wait_s": self._lease_wait_s,
         }
         if verdict is not None:
-            order["verdict"] = {"state": str(verdict[0]), "error": verdict[1]}
+            order["verdict"] = {"state": str(verdict[0]), "error": verdict[1], "stopped": entry.stopped}
         return order
 
     def _listen(self, entry: _Entry, child: forkserver.Child) -> Outcome | None:
@@ -209,7 +217,7 @@ class Pool:
             if entry.job.status is job.Status.RUNNING:
                 entry.job.move(job.Status.ABORTING)
         elif "refused" in message:
-            entry.abort_at = None
+            entry.abort_at, entry.stopped = None, False
             entry.job.explain(f"cannot be aborted any more: {message['refused']}")
 
     def _escalate(self, entry: _Entry, child: forkserver.Child) -> None:
@@ -220,7 +228,7 @@ class Pool:
     def _tell_abort(self, entry: _Entry) -> None:
         if entry.child is not None:
             with contextlib.suppress(ConnectionError):  # it has just ended
-                entry.child.channel.send({"abort": True})
+                entry.child.channel.send({"stop" if entry.stopped else "abort": True})
 
     # -- the thread that concludes -----------------------------------------------------------------------------------
 
@@ -269,7 +277,7 @@ class Pool:
             entry.child = None
         outcome = entry.verdict
         try:
-            with self._server.spawn(TARGET, self._order(entry.job, entry.verdict)) as child:
+            with self._server.spawn(TARGET, self._order(entry)) as child:
                 outcome = self._hear_out(child) or entry.verdict
                 _see_off(child)
         except errors.VdsmError as error:

@@ -90,15 +90,15 @@ class Registry:
         """Raises `NoSuchJob`."""
         return self._find(job_id).info()
 
-    def abort(self, job_id: str) -> None:
-        """Asks for the job's abort and returns; events and `wait` tell how it ended.
+    def abort(self, job_id: str, *, stop: bool = False) -> None:
+        """Asks for the job's abort and returns; events and `wait` tell how it ended. `stop`: see `pool.Pool.abort`.
 
         A job that is writing its result already ends as done. Raises `NoSuchJob`, `JobNotActive`.
         """
         found = self._find(job_id)
         if found.final:
             raise errors.JobNotActive(job_id=job_id, status=str(found.status))
-        self._pool.abort(found)
+        self._pool.abort(found, stop=stop)
 
     def delete(self, job_id: str) -> None:
         """Forgets an ended job. Raises `NoSuchJob`, `JobNotDone`."""

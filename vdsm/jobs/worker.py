@@ -35,6 +35,8 @@ class Body(abc.ABC):
 
     job_type: ClassVar[str] = "storage"
     stages: ClassVar[Sequence[str]] = ()
+    # Whether a fix can go on with what a stopped job leaves after `undo`: then its record stays, "interrupted".
+    resumable: ClassVar[bool] = False
 
     @abc.abstractmethod
     def leases(self, argument: Argument) -> list[leases.Lease]:
@@ -100,7 +102,8 @@ def bodies() -> dict[str, type[Body]]:
 
 
 def run(order: dict[str, Any], channel: channels.Channel) -> None:
-    """The fork server's target. `order`: job_id, kind, argument, lease_wait_s, and for a conclusion the verdict.
+    """The fork server's target. `order`: job_id, kind, argument, lease_wait_s, and for a conclusion the verdict
+    {"state", "error", "stopped"}.
 
     Says how far it is ({"progress": ...}), answers an abort ({"aborting"} or {"refused"}), and says once how the job
     ended ({"ended": state, "error": error}), after the record says the same and the leases are free.
@@ -113,7 +116,7 @@ def run(order: dict[str, Any], channel: channels.Channel) -> None:
         ctx = Context(order["argument"], body.stages, channel, course, books)
         work = _Work(body, ctx, course, books, order["lease_wait_s"])
         verdict = order.get("verdict")
-        state, error = work.do() if verdict is None else work.conclude(verdict["state"], verdict["error"])
+        state, error = work.do() if verdict is None else work.conclude(**verdict)
         try:
             books.let_go()
         except errors.VdsmError as refused:  # the end of this process frees them
@@ -150,12 +153,12 @@ class _Work:
             return self._end("failed", _told(error))
         return "done", None
 
-    def conclude(self, state: str, error: dict[str, Any] | None) -> _Ended:
+    def conclude(self, state: str, error: dict[str, Any] | None, stopped: bool) -> _Ended:
         """Ends the work of a dead worker, or of a job that never began: as `state`, unless the record knows better.
 
         Runs after the last process of that worker is gone.
         """
-        self._fate.begin_undo()
+        self._fate.begin_undo(stopped)
         try:
             self._ledger.hold(self._body.leases(self._ctx.argument), self._lease_wait_s, self._fate.check)
         except errors.VdsmError as refused:
@@ -174,6 +177,9 @@ class _Work:
 
     def _end(self, state: str, error: dict[str, Any] | None) -> _Ended:
         self._fate.begin_undo()
+        if state == "aborted" and self._fate.stopped and self._body.resumable:
+            ended, error = self._end("interrupted", errors.Stopped().to_wire())
+            return "aborted" if ended == "interrupted" else ended, error  # the job ends, its work waits
         try:
             return self._settle(state, error)
         except Exception as failure:  # noqa: BLE001 - the border of the body's undo, and storage that is gone

@@ -30,6 +30,7 @@ class Filling(worker.Body):
     """What fills an image that `begin_copy` has begun. argument: target (a description), image_id, and the source."""
 
     stages: ClassVar[Sequence[str]] = STAGES
+    resumable = True
 
     def target(self, argument: worker.Argument) -> Repository:
         return formats.open(argument["target"])

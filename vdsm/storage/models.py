@@ -58,7 +58,7 @@ OPEN = ("queued", "running", "committing")
 # Nobody has begun this work, and nobody will by himself: its request said AutoFix=false.
 WANTED = "wanted"
 # What is named by work in these states is still being made, or waits for somebody who goes on.
-UNFINISHED = (*OPEN, WANTED, "interrupted")
+UNFINISHED = (*OPEN, WANTED, "interrupted", "fenced")
 
 # Sizes are whole 4096-byte blocks, so that an image fits repositories with either sector size. 16 TiB is what ext4
 # allows a file.
