@@ -26,9 +26,19 @@ def test_every_trap_that_code_names_is_explained() -> None:
             assert set(re.findall(r"\d+", numbers)) <= explained, path
 
 
-def test_what_is_made_from_the_code_is_up_to_date() -> None:
-    """Also that everything is described: a verb, error, event, option or kind of job without words cannot be made."""
-    stale = [str(path) for path, text in reference.pages().items() if not _is(ROOT / path, text)]
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """What `rpc.discover` of this source tree's agent answers."""
+    return reference.document()
+
+
+@pytest.fixture(scope="module")
+def made(document: dict[str, Any]) -> dict[Path, str]:
+    return {ROOT / path: text for path, text in reference.pages(document).items()}
+
+
+def test_what_is_made_from_the_code_is_up_to_date(made: dict[Path, str]) -> None:
+    stale = [str(path.relative_to(ROOT)) for path, text in made.items() if not _is(path, text)]
     assert not stale, f"{stale} are not what the code says: run `make docs` (it takes seconds) and commit the result"
 
 
@@ -36,15 +46,8 @@ def _is(path: Path, text: str) -> bool:
     return path.exists() and path.read_text() == text
 
 
-def test_nothing_else_lies_among_what_is_made() -> None:
-    made = {ROOT / path for path in reference.pages()}
+def test_nothing_else_lies_among_what_is_made(made: dict[Path, str]) -> None:
     assert {path for path in (ROOT / "docs" / "reference").iterdir() if path not in made} == set()
-
-
-@pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    """What `rpc.discover` of this source tree's agent answers."""
-    return reference.document()
 
 
 def undescribed(document: dict[str, Any], where: str, schema: dict[str, Any], above: frozenset[str]) -> Iterator[str]:
@@ -78,7 +81,41 @@ def test_required_parameters_come_first(document: dict[str, Any]) -> None:
         assert required == sorted(required, reverse=True), method["name"]
 
 
+# -- what the pages refer to -------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    known: dict[Path, set[str]] = {}
+    for target, anchor in set(re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text())):
+        place = (page.parent / target).resolve() if target else page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in known.setdefault(place, anchors(place)), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    """Paths in the source tree, by their first directory; `*` stands for what it does in a shell."""
+    for named in re.findall(r"`((?:vdsm|supervdsm|tests|docs|benchmarks|systemd)/[\w./*-]+)`", page.read_text()):
+        assert list(ROOT.glob(named.rstrip("/"))), named
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_targets_of_make_that_pages_name_are_there(page: Path) -> None:
+    known = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make (\w+)", page.read_text(), re.MULTILINE)) <= known
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_verbs_that_pages_name_are_there(page: Path, document: dict[str, Any]) -> None:
+    """`Namespace.verb` in back quotes, of the namespaces that there are."""
+    known = {name for method in document["methods"] for name in (method["name"], *method["x-aliases"])}
+    namespaces = "|".join({name.partition(".")[0] for name in known})
+    assert set(re.findall(rf"`((?:{namespaces})\.[a-z]\w*)`", page.read_text())) <= known

@@ -25,9 +25,8 @@ def document() -> dict[str, Any]:
         threads.close()
 
 
-def pages() -> dict[Path, str]:
-    """What each made file must hold, by its path in the source tree."""
-    made = document()
+def pages(made: dict[str, Any]) -> dict[Path, str]:
+    """What each made file must hold, by its path in the source tree. `made` is what `document` gave."""
     return {
         Path("docs/reference/verbs.md"): verbs.page(made),
         Path("docs/reference/errors.md"): errors.page(made),

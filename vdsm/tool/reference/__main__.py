@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def main() -> None:
-    for path, text in reference.pages().items():
+    for path, text in reference.pages(reference.document()).items():
         place = ROOT / path
         if not place.exists() or place.read_text() != text:
             place.parent.mkdir(parents=True, exist_ok=True)
