@@ -79,7 +79,7 @@ def test_what_cannot_be_explained(argv: list[str], says: str) -> None:
 
 def bash(line: str, cwd: Path) -> list[str]:
     """What bash offers for `line`, with the cursor at its end. bash has cut words at "=" when it asks."""
-    words = shlex.split(line.replace("=", " = "), posix=False)
+    words = line.replace("=", " = ").split()
     if line.endswith((" ", "=")):
         words.append("")
     script = f"""
@@ -143,6 +143,7 @@ def test_the_shell_offers_namespaces_verbs_and_parameters(offers) -> None:  # ty
 def test_parameters_come_with_their_dotted_names(offers) -> None:  # type: ignore[no-untyped-def]
     known = offers("vdsm-client Storage copyImage targetRepoId=main options.j")
     assert known == ["options.jobId="]
+    assert offers("vdsm-client Storage copyImage userData='{\"a b\": 1}' options.j") == ["options.jobId="]
     assert not [name for name in offers("vdsm-client VM create ") if "[]" in name]
 
 
@@ -161,6 +162,7 @@ def test_topics_and_keys_of_errors(offers) -> None:  # type: ignore[no-untyped-d
 def test_files_after_an_at_sign(offers) -> None:  # type: ignore[no-untyped-def]
     assert [name.removeprefix("@") for name in offers("vdsm-client VM create vmParams=@di")] == ["disk.json"]
     assert offers("vdsm-client -f di") == ["disk.json"]
+    assert offers("vdsm-client Host ping2 --file di") == ["disk.json"]
 
 
 def test_bash_offers_the_few_values_of_a_parameter(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_TOPICS = ("job", "vm", "image", "repository", "host")
-
 # What both shells do. $1: the word that is being completed; then the words before it, without the command's name.
 # Prints the candidates, one a line.
 _CANDIDATES = """\
@@ -24,19 +22,18 @@ _vdsm_client_candidates() {
     shift
     for word in "$@"; do
         case $previous in
-            -a|--address|--host|-p|--port|--cert|--key|--ca|-f|--file) previous=; continue ;;
-            -o|--output|--timeout|--flow-id|--completion) previous=; continue ;;
+            @VALUED@) previous=; continue ;;
         esac
         previous=$word
         case $word in
             -*|*=*) ;;
-            *) words+=("$word") ;;
+            *) [[ ${#words[@]} -lt 2 ]] && words+=("$word") ;;
         esac
     done
     case $previous in
         -o|--output) printf '%s\\n' @FORMATS@; return ;;
         --completion) printf '%s\\n' @SHELLS@; return ;;
-        -a|--address|--host|-p|--port|--cert|--key|--ca|-f|--file|--timeout|--flow-id) return ;;
+        @VALUED@) return ;;
     esac
     case $current in
         -*) printf '%s\\n' @OPTIONS@; return ;;
@@ -71,9 +68,10 @@ _vdsm_client() {
     while IFS= read -r candidate; do
         [[ $candidate == "$current"* ]] && COMPREPLY+=("${candidate#"$prefix"}")
     done < <(_vdsm_client_candidates "$current" "${words[@]:1}")
-    if [[ ${#COMPREPLY[@]} -eq 0 && ${words[-1]} == @(-f|--file|-a|--address|--cert|--key|--ca) ]]; then
-        COMPREPLY=($(compgen -f -- "$current"))
-    fi
+    case ${words[-1]} in
+        -o|--output|--completion) ;;
+        @VALUED@) COMPREPLY=($(compgen -f -- "$current")) ;;
+    esac
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
 }
 complete -F _vdsm_client vdsm-client
@@ -90,7 +88,8 @@ _vdsm_client() {
     fi
     found=("${(@f)$(_vdsm_client_candidates "$current" "${(@)words[2,CURRENT-1]}")}")
     case ${words[CURRENT-1]} in
-        -f|--file|-a|--address|--cert|--key|--ca) _files; return ;;
+        -o|--output|--completion) ;;
+        @VALUED@) _files; return ;;
     esac
     compadd -S '' -- ${(M)found:#*=}
     compadd -- ${found:#*=}
@@ -110,26 +109,32 @@ def script(shell: str) -> str:
         "OPTIONS": _words(_options()),
         "NAMESPACES": _words(namespaces),
         "KEYS": _words(errors.VdsmError.by_key),
-        "TOPICS": _words(_TOPICS),
+        "VALUED": "|".join(_options(valued=True)),
+        "TOPICS": _words(offered.TOPICS),
         "VERBS": "\n".join(
             f"        {namespace}) printf '%s\\n' {_words(_verbs(namespace))} ;;" for namespace in namespaces
         ),
         "PARAMETERS": "\n".join(_parameters()),
     }
-    text = _CANDIDATES
+    text = _CANDIDATES + (_BASH if shell == "bash" else _ZSH)
     for mark, words in filled.items():
         text = text.replace(f"@{mark}@", words)
-    return text + (_BASH if shell == "bash" else _ZSH)
+    return text
 
 
 def _words(texts: Iterable[str]) -> str:
     return " ".join(texts)
 
 
-def _options() -> Iterator[str]:
+def _options(valued: bool = False) -> Iterator[str]:
+    """All options, or those that a value follows."""
     for name in arguments.LONG_OPTIONS:
-        yield "--" + name.rstrip("=")
-    yield from (f"-{letter}" for letter in arguments.SHORT_OPTIONS if letter != ":")
+        if name.endswith("=") or not valued:
+            yield "--" + name.rstrip("=")
+    letters = arguments.SHORT_OPTIONS
+    for letter, after in zip(letters, letters[1:] + " ", strict=True):
+        if letter != ":" and (after == ":" or not valued):
+            yield f"-{letter}"
 
 
 def _verbs(namespace: str) -> Iterator[str]:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 # {"Namespace.verb": (summary, ((dotted name, type and need, description, the few values it can have), ...))}
 VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
 '''
-_TAIL = "}\n"
+_TAIL = """
+}}
+TOPICS = {topics}
+"""
 
 
 def module(document: dict[str, Any]) -> str:
@@ -30,7 +33,8 @@ def module(document: dict[str, Any]) -> str:
             texts = (field.name, f"{field.kind}, {field.need}", field.description)
             lines.append(f"        ({', '.join(map(_text, texts))}, {_tuple(field.values)}),")
         lines.append("    )),")
-    return _HEAD + "\n".join(lines) + "\n" + _TAIL
+    topics = tuple(topic["name"] for topic in document["x-events"]["topics"] if topic["name"] != "gap")
+    return _HEAD + "\n".join(lines) + _TAIL.format(topics=_tuple(topics))
 
 
 def _text(text: str) -> str:
