@@ -51,7 +51,7 @@ def stack(authority: certificates.Authority) -> Iterator[standalone.Stack]:
     ground.ensure_user()
     certificates.install(authority, authority.directory, owner=ground.USER)
     tls = dataclasses.asdict(certificates.settings(authority.directory, free_port()))
-    overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "tls": tls}
+    overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "tls": tls, "virt": {"sample_s": 2.0}}
     with standalone.Stack(tcp=True, overrides=overrides) as running:
         yield running
 

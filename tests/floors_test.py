@@ -29,6 +29,7 @@ FLOORS: list[dict[str, list[str]]] = [
             "vdsm.events",
             "vdsm.channels",
             "vdsm.forkserver",
+            "vdsm.lines",
             "vdsm.hypervisor",
             "vdsm.leases",
             "vdsm.record",

@@ -1,5 +1,9 @@
 """What the agent tells of its VMs, images, jobs and repositories, and how it finds out: through the wire."""
 
+import concurrent.futures
+import contextlib
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import conftest
+from tests.until import until
 from vdsm import ids, standalone
 from vdsm.api import shapes
 from vdsm.client import failures, transport
@@ -247,3 +252,100 @@ def test_a_vm_that_ended_while_the_agent_was_away_is_listed_until_it_is_destroye
         assert client.call("Host.getVMList") == []
         images.clean_up()
         images.made.clear()
+
+
+# -- what hangs --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process does nothing inside the block, if it lives so long."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def refusal(stack: standalone.Stack, verb: str, params: dict[str, Any]) -> tuple[str, float]:
+    """The key of the error with which a call of its own connection ends, and after how many seconds."""
+    began = time.monotonic()
+    with transport.connect(str(stack.socket_path)) as client, pytest.raises(failures.ClientError) as refused:
+        client.call(verb, params)
+    return str(refused.value.data["key"]), time.monotonic() - began
+
+
+def test_a_libvirtd_that_hangs_delays_the_verbs_of_vms_alone(
+    stack: standalone.Stack, repo: str, follow: Any, images: conftest.Images, machines: conftest.Machines
+) -> None:
+    up, paused, disk = machines.started(), machines.started(), images.disk()
+    machines.client.call("VM.pause", {"vmID": paused})
+    pids = [qemu.find(up), qemu.find(paused)]
+    follower, client = follow("vm", "job"), machines.client
+    libvirtd = int((stack.place.libvirt / "run" / "libvirtd.pid").read_text())
+    with concurrent.futures.ThreadPoolExecutor(24) as callers, stopped(libvirtd):
+        # More than there are threads for, and connections to libvirt.
+        hanging = [callers.submit(refusal, stack, "VM.reset", {"vmID": up}) for _ in range(20)]
+        slowest = 0.0
+        while not all(call.done() for call in hanging):
+            began = time.monotonic()
+            for verb in ("ping2", "getJobs", "getAllVmStats", "getVMList"):
+                client.call(f"Host.{verb}")
+            client.call("Storage.listStorageRepositories")
+            client.call("Storage.listImages", {"repositoryId": repo})
+            client.call("Storage.setImageUserData", {"repositoryId": repo, "imageId": disk, "userData": {"a": began}})
+            slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 5, "seven verbs together"
+        assert {call.result()[0] for call in hanging} == {"hypervisor_unavailable"}
+        assert max(call.result()[1] for call in hanging) < 45
+
+        for vm_id in (up, paused):
+            follower.of(vm_id, ("state", "Unknown"))
+        assert {machines.status(vm_id) for vm_id in (up, paused)} == {"Unknown"}
+        for verb in ("pause", "cont", "destroy"):
+            key, seconds = refusal(stack, f"VM.{verb}", {"vmID": up})
+            assert (key, seconds < 5) == ("hypervisor_unavailable", True)
+        key, seconds = refusal(stack, "VM.create", {"vmParams": {"vmId": ids.new()}})
+        assert (key, seconds < 5) == ("hypervisor_unavailable", True)
+        found = client.call("Host.reconcile")
+        assert (found["checked"], bool(found["unreachable"])) == (0, True)
+        copy = client.call("Storage.copyImage", {"targetRepoId": repo, "imageId": disk})
+        images.made.append(copy["imageId"])
+        conftest.done(client, copy["jobId"], 60)
+
+    follower.of(up, ("state", "Up"))
+    follower.of(paused, ("state", "Paused"))
+    assert [qemu.find(up), qemu.find(paused)] == pids
+    client.call("VM.cont", {"vmID": paused})
+    assert {machines.status(vm_id) for vm_id in (up, paused)} == {"Up"}
+    assert client.call("Host.reconcile")["unreachable"] is None
+
+
+def test_a_qemu_that_hangs_ages_alone_and_can_be_ended(
+    stack: standalone.Stack, repo: str, images: conftest.Images, machines: conftest.Machines
+) -> None:
+    client, disk = machines.client, images.disk()
+    stuck, fine = machines.started(disks=[{"imageId": disk, "repoId": repo}]), machines.started()
+
+    def stats(vm_id: str) -> dict[str, Any]:
+        return dict(client.call("VM.getStats", {"vmID": vm_id})[0])
+
+    until(lambda: stats(stuck).get("disks") and "sampleTime" in stats(fine), 20)
+    figures, pid = stats(stuck)["disks"], qemu.find(stuck) or 0
+    assert stats(stuck)["staleSince"] is None
+    with stopped(pid), concurrent.futures.ThreadPoolExecutor(1) as caller:
+        stopped_at = time.time()
+        until(lambda: stats(stuck)["staleSince"] is not None, 30)
+        assert stats(stuck)["staleSince"] <= stopped_at + 1
+        assert stats(stuck)["disks"].keys() == figures.keys()
+        after = time.time()
+        until(lambda: stats(fine)["sampleTime"] > after, 30)
+        assert stats(fine)["staleSince"] is None
+        assert {known["vmId"] for known in client.call("Host.getAllVmStats")} >= {stuck, fine}
+        waiting = caller.submit(refusal, stack, "VM.pause", {"vmID": stuck})
+        assert client.call("VM.pause", {"vmID": fine})["status"] == "Paused"
+        machines.destroy(stuck)
+        assert waiting.result(60)[0] in ("no_such_vm", "hypervisor_failed", "vm_wrong_state", "deadline_passed")
+    assert qemu.find(stuck) is None
+    machines.started(vmId=stuck, disks=[{"imageId": disk, "repoId": repo}])

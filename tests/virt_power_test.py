@@ -67,7 +67,8 @@ def test_a_running_guest_without_its_leases_is_ended(host: virt_ground.Host) -> 
     disk = host.storage.add_disk()
     vm_id = host.started(disks=host.disks(disk))
     virt_ground.release_by_force(host.storage.slot(disk).data_lease(), qemu.find(vm_id))
-    host.machines.reconcile()
+    (difference,) = host.machines.reconcile()["differences"]
+    assert (difference["vm_id"], difference["had"], difference["done"]) == (vm_id, "Up", "ended")
     info = host.info(vm_id)
     assert (info["status"], info["exit_code"]) == ("Down", 1)
     assert disk in info["exit_message"]
@@ -250,6 +251,9 @@ def test_one_qemu_that_hangs_ages_alone(host: virt_ground.Host) -> None:
         before = _sampled_at(host, fine)
         host.machines._sampler.sample()
         assert _sampled_at(host, fine) > before
+        assert [orjson.loads(host.machines.get_stats(vm_id))["staleSince"] is None for vm_id in (fine, stuck)] == [
+            *(True, False)
+        ]
     finally:
         os.kill(pid, signal.SIGCONT)
     until(lambda: not [call for call in host.machines._sampler._calls if call.is_alive()], 20)

@@ -1,17 +1,20 @@
 """VMs outlive the agent and libvirtd, and are found again; domains of others are left alone."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests import virt_ground
 from tests.until import until
-from vdsm import errors, ids
+from vdsm import errors, hypervisor, ids
 from vdsm.virt import qemu
 from vdsm.virt.states import ExitReason
 
@@ -224,6 +227,88 @@ def test_libvirt_may_come_after_the_agent(host: virt_ground.Host) -> None:
         host.ground.start_libvirtd()
     until(lambda: host.machines.list() != [], 20)
     assert host.wait(vm_id, "Up")["pid"] == qemu.find(vm_id)
+
+
+# -- comparing without events ------------------------------------------------------------------------------------------
+
+
+class Deaf(hypervisor.Hypervisor):
+    """Events of domains come `delay_s` late, or never."""
+
+    def __init__(self, uri: str, delay_s: float | None = None) -> None:
+        super().__init__(uri)
+        self.delay_s = delay_s
+
+    def start(self, on_domain: Callable[[Any], None], on_connection: Callable[[bool, str], None]) -> None:
+        def late(event: hypervisor.DomainEvent) -> None:
+            if self.delay_s is not None:
+                threading.Timer(self.delay_s, on_domain, [event]).start()
+
+        super().start(late, on_connection)
+
+
+def deaf(host: virt_ground.Host, delay_s: float | None = None, reconcile_s: float = 3600.0) -> None:
+    """The host's agent from here on."""
+    host.stop()
+    host.settings = dataclasses.replace(
+        host.settings, virt=dataclasses.replace(host.settings.virt, reconcile_s=reconcile_s)
+    )
+    host.start(Deaf(host.settings.virt.libvirt_uri, delay_s))
+
+
+def test_a_comparison_corrects_and_records_what_no_event_told(host: virt_ground.Host) -> None:
+    deaf(host)
+    paused, ended, same = host.started(), host.started(lease_repo_id="repo"), host.started()
+    host.ground.virsh("suspend", paused)
+    host.ground.virsh("destroy", ended)
+    assert [host.info(vm_id)["status"] for vm_id in (paused, ended)] == ["Up", "Up"]
+    found = host.machines.reconcile()
+    assert (found["checked"], found["unreachable"]) == (3, None)
+    assert {(one["vm_id"], one["had"], one["found"]) for one in found["differences"]} == {
+        *((paused, "Up", "Paused"), (ended, "Up", "Down"))
+    }
+    assert all(one["reason"] for one in found["differences"])
+    assert [host.info(vm_id)["status"] for vm_id in (paused, ended, same)] == ["Paused", "Down", "Up"]
+    assert host.info(ended)["exit_reason"] == ExitReason.LOST_QEMU
+    told = {(event.subject, event.params["status"]) for event in host.seen if event.params["change"] == "difference"}
+    assert told == {(paused, "Paused"), (ended, "Down")}
+    until(lambda: host.storage.read_vm("repo", ended)["exit_reason"] == ExitReason.LOST_QEMU)
+    again = host.machines.reconcile()
+    assert again["differences"] == []
+    assert again["history"] == found["differences"]
+
+
+def test_the_table_is_compared_again_and_again(host: virt_ground.Host) -> None:
+    deaf(host, reconcile_s=0.2)
+    vm_id = host.started()
+    host.ground.virsh("suspend", vm_id)
+    host.wait(vm_id, "Paused")
+    assert [(one["had"], one["found"]) for one in host.machines.reconcile()["history"]] == [("Up", "Paused")]
+
+
+def test_a_comparison_lets_the_event_of_a_domain_that_is_gone_come_first(host: virt_ground.Host) -> None:
+    """The event alone knows how it ended."""
+    deaf(host, delay_s=0.3)
+    vm_id = host.started()
+    host.ground.virsh("destroy", vm_id)
+    assert host.machines.reconcile()["differences"] == []
+    info = host.info(vm_id)
+    assert (info["status"], info["exit_reason"]) == ("Down", ExitReason.ADMIN_SHUTDOWN)
+
+
+def test_without_libvirt_a_comparison_says_so(host: virt_ground.Host) -> None:
+    vm_id = host.started()
+    host.ground.stop_libvirtd()
+    try:
+        until(lambda: host.info(vm_id)["status"] == "Unknown", 20)
+        found = host.machines.reconcile()
+        assert (found["checked"], found["differences"]) == (0, [])
+        assert found["unreachable"]
+        with pytest.raises(errors.HypervisorUnavailable):
+            host.create()
+    finally:
+        host.ground.start_libvirtd()
+    host.wait(vm_id, "Up")
 
 
 # -- domains of others -------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The table of moves, and how libvirt's view and a VM's end become states."""
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,17 @@ def a_vm(state: State = State.WAIT_FOR_LAUNCH, **wanted: Any) -> tuple[vm.Vm, li
 
 def test_every_state_has_its_moves() -> None:
     assert states.MOVES.keys() == set(State)
+
+
+def test_the_moves_are_documented_as_they_are() -> None:
+    text = Path("docs/events-and-state.md").read_text().partition("## The states of a VM")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    found = {
+        State(name): {State(word) for word in re.findall(r"`(\w+)`", row[2])}
+        for row in rows
+        for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert found == {state: set(moves) - {State.DOWN, State.UNKNOWN} for state, moves in states.MOVES.items()}
 
 
 def test_down_is_final() -> None:

@@ -81,10 +81,10 @@ class Agent:
 
     def verbs(self, threads: pools.Pools) -> verb.Verbs:
         table = verb.Verbs(threads)
-        table.add("Host", host.Host(self.machines, self.sources()))
+        table.add("Host", host.Host(self.machines, self.sources()), threads.machines)
         table.add("Host", job.Jobs(self.jobs))
         table.add("Job", job.Job(self.jobs))
-        table.add("VM", vm.Vm(self.machines))
+        table.add("VM", vm.Vm(self.machines), threads.machines)
         table.add("Lease", lease.Leases(self.storage))
         table.add("Storage", storage_verbs.Storage(self.storage, threads.drop))
         return table

@@ -2,24 +2,24 @@
 
 A connection for events is kept by a thread of its own: when libvirtd goes away, calls fail with
 `HypervisorUnavailable` until it is back, and the VMs run on. Calls have connections of their own, one call at a time on
-each (decision 10). Keepalive messages end calls to a libvirtd that hangs; only a connection that is just being opened
-waits for it without a limit. libvirt's event loop runs in one thread for the whole process.
+each (decision 10). Keepalive messages end calls to a libvirtd that hangs, and a deadline those on a QEMU that hangs.
+libvirt's event loop runs in one thread for the whole process.
 
 Calls may come from any thread; they block while libvirt works. Beside `HypervisorUnavailable` they raise `NoSuchVm`
-when there is no such domain and `HypervisorFailed` with libvirt's words for everything else. Domains are named by
-their UUID; all of them are transient.
+when there is no such domain, `DeadlinePassed` when libvirt waits too long for its QEMU, and `HypervisorFailed` with
+libvirt's words for everything else. Domains are named by their UUID; all of them are transient.
 """
 
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import libvirt
 import libvirt_qemu
 
-from vdsm import errors, logs, periodic
+from vdsm import errors, lines, logs, periodic
 
 _log = logs.get("hypervisor")
 _T = TypeVar("_T")
@@ -31,6 +31,15 @@ KEEPALIVE_COUNT = 3
 CONNECT_INTERVAL_S = 1.0
 # Connections for calls that are kept when nobody uses them. Opening one costs some milliseconds.
 MAX_IDLE = 8
+# How long libvirtd may take to accept a connection: it answers in milliseconds unless it hangs.
+CONNECT_TIMEOUT_S = 15.0
+# How long a call may wait for QEMU. libvirt itself refuses a call after 30 s that waits for another one on the same
+# QEMU, and says which; the first one it lets wait for ever. Ending a QEMU that hangs takes it 15 to 40 s.
+CALL_TIMEOUT_S = 40.0
+DESTROY_TIMEOUT_S = 60.0
+# Calls left behind before others are refused: each keeps one of libvirtd's workers (20 unless configured). Ending a VM
+# is never refused; libvirtd has workers for that alone.
+MAX_LEFT = 8
 # Domains asked for in one call: libvirt's answer is unpacked with Python's lock held.
 CHUNK = 250
 
@@ -134,7 +143,15 @@ class Hypervisor:
         self._uri = uri
         self._lock = threading.Lock()
         self._conn: Any = None  # for events
-        self._idle: list[Any] = []  # for calls
+        self._lines = lines.Lines(
+            "libvirt call",
+            self._dial,
+            lambda conn: self._conn is not None and _alive(conn),
+            _hang_up,
+            connect_s=CONNECT_TIMEOUT_S,
+            idle=MAX_IDLE,
+            left=MAX_LEFT,
+        )
         self._stopping = False
         self._trouble = "not connected yet"
         self._tried = threading.Event()
@@ -212,7 +229,7 @@ class Hypervisor:
                 return
             self._conn = None
             self._trouble = reason
-            self._idle.clear()
+        self._lines.hang_up()
         _log.warning("libvirt is lost: %s", reason)
         self._keeper.poke()
         if not self._stopping:
@@ -221,33 +238,18 @@ class Hypervisor:
     def _close(self) -> None:
         with self._lock:
             conn, self._conn = self._conn, None
-            idle, self._idle = self._idle, []
         if conn is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 conn.unregisterCloseCallback()
-        for known in filter(None, [conn, *idle]):
-            _hang_up(known)
+            _hang_up(conn)
+        self._lines.hang_up(KEEPALIVE_INTERVAL_S)
 
-    @contextlib.contextmanager
-    def _line(self) -> Iterator[Any]:
-        """A connection for one call. Raises `HypervisorUnavailable`."""
-        with self._lock:
-            if self._conn is None:
-                raise errors.HypervisorUnavailable(reason=self._trouble)
-            conn = self._idle.pop() if self._idle else None
+    def _dial(self) -> Any:
+        """A connection for calls, in the thread that has it."""
         try:
-            conn = conn or self._connect()
+            return self._connect()
         except libvirt.libvirtError as error:
             raise errors.HypervisorUnavailable(reason=str(error)) from error
-        try:
-            yield conn
-        finally:
-            with self._lock:
-                keep = self._conn is not None and len(self._idle) < MAX_IDLE and _alive(conn)
-                if keep:
-                    self._idle.append(conn)
-            if not keep:
-                _hang_up(conn)
 
     # -- events, in libvirt's event thread ----------------------------------------------------------------------------
 
@@ -268,17 +270,16 @@ class Hypervisor:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def create_paused(self, xml: str, vm_id: str, *, fresh_nvram: bool = False) -> None:
-        """Starts a domain with its guest stopped. `fresh_nvram`: UEFI variables from the template, not from before."""
+        """Starts a domain with its guest stopped. `fresh_nvram`: UEFI variables from the template, not from before.
+
+        Has no deadline: libvirt has its own for a QEMU that starts, and a domain must not come to be after all.
+        """
         flags = libvirt.VIR_DOMAIN_START_PAUSED | (libvirt.VIR_DOMAIN_START_RESET_NVRAM if fresh_nvram else 0)
-        self._ask("create", vm_id, lambda conn: conn.createXML(xml, flags))
+        self._ask("create", vm_id, lambda conn: conn.createXML(xml, flags), timeout_s=None)
 
     def capabilities(self) -> str:
         """libvirt's capabilities document: what the host and its emulators can do."""
-        with self._line() as conn:
-            try:
-                return str(conn.getCapabilities())
-            except libvirt.libvirtError as error:
-                raise errors.HypervisorFailed(call="getCapabilities", reason=str(error)) from error
+        return self._ask("getCapabilities", "", lambda conn: str(conn.getCapabilities()))
 
     def domains(self) -> dict[str, DomainState]:
         """All active domains of this host, also those of others: one call for all."""
@@ -332,7 +333,7 @@ class Hypervisor:
 
     def destroy(self, vm_id: str) -> None:
         """Ends QEMU (SIGTERM, after 15 s SIGKILL) and returns when it is gone."""
-        self._of("destroy", vm_id, lambda domain: domain.destroy())
+        self._of("destroy", vm_id, lambda domain: domain.destroy(), DESTROY_TIMEOUT_S, urgent=True)
 
     def reset(self, vm_id: str) -> None:
         self._of("reset", vm_id, lambda domain: domain.reset(0))
@@ -350,7 +351,12 @@ class Hypervisor:
     def agent_command(self, vm_id: str, command: dict[str, Any], timeout_s: int) -> Any:
         """What the guest agent returned. Raises `GuestAgentSilent`."""
         text = json.dumps(command)
-        answer = self._of("agent", vm_id, lambda domain: libvirt_qemu.qemuAgentCommand(domain, text, timeout_s, 0))
+        answer = self._of(
+            "agent",
+            vm_id,
+            lambda domain: libvirt_qemu.qemuAgentCommand(domain, text, timeout_s, 0),
+            timeout_s + CALL_TIMEOUT_S,
+        )
         return json.loads(answer)["return"]
 
     # -- statistics ---------------------------------------------------------------------------------------------------
@@ -359,7 +365,7 @@ class Hypervisor:
         """libvirt's flat fields of each active domain by UUID, of one in `parts` of all. Domains that go are left out.
 
         A domain whose QEMU is busy answers without the groups that need its monitor. One whose QEMU hangs blocks this
-        call, and only the first one.
+        call as long as it hangs, and only the first one.
         """
 
         def read(conn: Any) -> dict[str, dict[str, Any]]:
@@ -370,19 +376,42 @@ class Hypervisor:
                     found[domain.UUIDString()] = fields
             return found
 
-        return self._ask("domainListGetStats", "", read)
+        return self._ask("domainListGetStats", "", read, timeout_s=None)
 
     # -- how calls are made -------------------------------------------------------------------------------------------
 
-    def _of(self, call: str, vm_id: str, action: Callable[[Any], _T]) -> _T:
-        return self._ask(call, vm_id, lambda conn: action(conn.lookupByUUIDString(vm_id)))
+    def _of(
+        self,
+        call: str,
+        vm_id: str,
+        action: Callable[[Any], _T],
+        timeout_s: float | None = CALL_TIMEOUT_S,
+        *,
+        urgent: bool = False,
+    ) -> _T:
+        return self._ask(
+            call, vm_id, lambda conn: action(conn.lookupByUUIDString(vm_id)), timeout_s=timeout_s, urgent=urgent
+        )
 
-    def _ask(self, call: str, vm_id: str, action: Callable[[Any], _T]) -> _T:
-        with self._line() as conn:
+    def _ask(
+        self,
+        call: str,
+        vm_id: str,
+        action: Callable[[Any], _T],
+        timeout_s: float | None = CALL_TIMEOUT_S,
+        *,
+        urgent: bool = False,
+    ) -> _T:
+        if self._conn is None:
+            raise errors.HypervisorUnavailable(reason=self._trouble)
+
+        def named(conn: Any) -> _T:
             try:
                 return action(conn)
             except libvirt.libvirtError as error:
                 raise self._named(conn, call, vm_id, error) from error
+
+        return self._lines.call(f"libvirt's {call} {vm_id}".rstrip(), named, timeout_s, urgent=urgent)
 
     def _named(self, conn: Any, call: str, vm_id: str, error: libvirt.libvirtError) -> errors.VdsmError:
         code = error.get_error_code()

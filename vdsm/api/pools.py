@@ -10,9 +10,12 @@ logger = logs.get("api.pools")
 
 Work = Callable[[], object]
 
-# Verbs that touch no repository: libvirt and the root helper, which answer in milliseconds unless they are sick.
+# Verbs that touch no repository: the root helper, which answers in milliseconds unless it is sick.
 GENERAL_THREADS = 8
 GENERAL_QUEUE = 100
+# Verbs that wait for libvirt. When it hangs they wait for its deadline, and nobody else waits with them.
+MACHINE_THREADS = 8
+MACHINE_QUEUE = 100
 # Calls of one repository that may wait for its threads. More would only find the callers' deadlines passed.
 REPOSITORY_QUEUE = 64
 # Repositories with a call under way at once, known or not: ids come from callers, so their number needs a limit.
@@ -78,10 +81,11 @@ class BoundedPool:
 
 
 class Pools:
-    """The general pool and one for each repository. All methods may be called from any thread."""
+    """The general pool, that of VMs and one for each repository. All methods may be called from any thread."""
 
     def __init__(self, repository_threads: int) -> None:
         self.general = BoundedPool("general", GENERAL_THREADS, GENERAL_QUEUE)
+        self.machines = BoundedPool("machines", MACHINE_THREADS, MACHINE_QUEUE)
         self._repository_threads = repository_threads
         self._lock = threading.Lock()
         self._repositories: dict[str, BoundedPool] = {}
@@ -106,7 +110,7 @@ class Pools:
     def close(self) -> None:
         """Lets all threads end after their work, without waiting for them."""
         with self._lock:
-            pools = [self.general, *self._repositories.values()]
+            pools = [self.general, self.machines, *self._repositories.values()]
             self._repositories.clear()
         for pool in pools:
             pool.close()

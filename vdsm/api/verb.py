@@ -14,7 +14,7 @@ and the reference.
 
 Three ways to run:
 - blocking (the default): a plain function, run in a thread of its repository's pool (`pool` gives the repository's id
-  from the parameters) or of the general pool.
+  from the parameters) or of the pool that its namespace was added with, else the general one.
 - `blocking=False` on a plain function: inline on the event loop. It must end within microseconds.
 - a coroutine function: awaited on the event loop. It waits for something (Job.wait) and is cancelled when its caller
   is gone or the agent stops; the work itself belongs elsewhere.
@@ -139,12 +139,16 @@ class Verbs:
         self.entries: list[Entry] = []
         self.by_name: dict[str, Entry] = {}
 
-    def add(self, namespace: str, holder: object) -> None:
-        """Adds every verb of `holder`. Several holders may share a namespace. Raises TypeError for a wrong one."""
+    def add(self, namespace: str, holder: object, pool: pools.BoundedPool | None = None) -> None:
+        """Adds every verb of `holder`. Several holders may share a namespace. Raises TypeError for a wrong one.
+
+        `pool` is where those run that block and touch no repository: the general one when left out.
+        """
         for method_name, function in inspect.getmembers(type(holder), inspect.isfunction):
             declaration = getattr(function, _MARK, None)
             if declaration is not None:
-                self._add(self._entry(namespace, getattr(holder, method_name), declaration))
+                method = getattr(holder, method_name)
+                self._add(self._entry(namespace, method, declaration, pool or self.pools.general))
 
     def _add(self, entry: Entry) -> None:
         for name in (entry.name, *entry.aliases):
@@ -153,7 +157,9 @@ class Verbs:
             self.by_name[name] = entry
         self.entries.append(entry)
 
-    def _entry(self, namespace: str, method: Callable[..., Any], declared: Declaration) -> Entry:
+    def _entry(
+        self, namespace: str, method: Callable[..., Any], declared: Declaration, otherwise: pools.BoundedPool
+    ) -> Entry:
         name = f"{namespace}.{declared.name or method.__name__}"
         hints = typing.get_type_hints(method)
         params, takes_params, takes_caller = _parameters(name, method, hints)
@@ -169,15 +175,17 @@ class Verbs:
             fields=tuple(wire_names(params)),
             validate=params.__pydantic_validator__.validate_python,
             invoke=_adapted(method, takes_params, takes_caller),
-            pool=self._pool(declared.pool),
+            pool=self._pool(declared.pool, otherwise),
             result=declared.result if declared.result is not None else hints.get("return", Any),
             errors=declared.errors,
             doc=inspect.getdoc(method) or "",
         )
 
-    def _pool(self, repository_of: Callable[[Any], str] | None) -> Callable[[Params], pools.BoundedPool]:
+    def _pool(
+        self, repository_of: Callable[[Any], str] | None, otherwise: pools.BoundedPool
+    ) -> Callable[[Params], pools.BoundedPool]:
         if repository_of is None:
-            return lambda _: self.pools.general
+            return lambda _: otherwise
         return lambda params: self.pools.repository(repository_of(params))
 
 

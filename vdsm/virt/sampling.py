@@ -2,13 +2,13 @@
 
 libvirt answers one domain after the other, each with round trips to its QEMU, so a sample is taken in parallel parts.
 A QEMU that hangs blocks one part's call for as long as it hangs; the others of its part are back in the next sample,
-since libvirt then leaves the busy one's monitor alone. The names are upstream VDSM's where the meaning is the same;
-values are numbers.
+since libvirt then leaves the busy one's monitor alone. The busy one's figures that need the monitor stay as they were,
+and its statistics say since when. The names are upstream VDSM's where the meaning is the same; values are numbers.
 """
 
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from vdsm import errors, hypervisor, logs, periodic
 from vdsm.virt import domxml, table, vm
@@ -24,7 +24,23 @@ MAX_STUCK = 8
 
 STOP_GRACE_S = 5.0
 
+# There when libvirt has asked QEMU's monitor, and only then.
+_MONITORED = "balloon.rss"
+
 Fields = dict[str, Any]
+
+
+class Sample(NamedTuple):
+    """A VM's last sample: when it was taken, libvirt's fields, and the part of the statistics that it became.
+
+    `monitored_at` and `monitored` are time and fields of the last one for which QEMU's monitor answered, None before.
+    """
+
+    at: float
+    fields: Fields
+    monitored_at: float | None
+    monitored: Fields
+    document: Fields
 
 
 class Sampler:
@@ -32,7 +48,7 @@ class Sampler:
         self._libvirt = libvirt
         self._vms = vms
         self._interval_s = interval_s
-        self._before: dict[str, tuple[float, Fields]] = {}
+        self._before: dict[str, Sample] = {}
         self._calls: list[threading.Thread] = []
         self._periodic = periodic.Periodic("vm statistics", interval_s, self.sample)
 
@@ -65,6 +81,7 @@ class Sampler:
         self._before = {vm_id: before for vm_id, before in self._before.items() if vm_id in alive}
 
     def _take(self, part: int) -> None:
+        began = time.time()
         try:
             found = self._libvirt.stats(hypervisor.ALL_GROUPS, part, PARALLEL)
         except errors.VdsmError as error:
@@ -72,10 +89,11 @@ class Sampler:
             return
         now = time.time()
         for vm_id, fields in found.items():
-            known = self._vms.find(vm_id)
-            if known is not None:
-                known.sampled(document(known, fields, now, self._before.get(vm_id)))
-                self._before[vm_id] = (now, fields)
+            known, before = self._vms.find(vm_id), self._before.get(vm_id)
+            late = before is not None and before.at > began  # this call hung, and others were quicker
+            if known is not None and not late:
+                taken = self._before[vm_id] = sample(known, fields, now, before)
+                known.sampled(taken.document)
 
 
 def _grow_up(known: vm.Vm) -> None:
@@ -85,30 +103,43 @@ def _grow_up(known: vm.Vm) -> None:
             known.move(State.UP, "no guest agent has shown up")
 
 
-def document(known: vm.Vm, fields: Fields, now: float, before: tuple[float, Fields] | None) -> dict[str, Any]:
+def sample(known: vm.Vm, fields: Fields, now: float, before: Sample | None) -> Sample:
     """libvirt's flat fields as a part of the VM's statistics. Rates are over the time since `before`."""
-    seconds = now - before[0] if before is not None else 0.0
-    rate = _Rates(fields, before[1] if before is not None else {}, seconds)
-    return {
+    rate = _Rates(fields, now, *((before.fields, before.at) if before is not None else ({}, None)))
+    document = {
         "sampleTime": now,
         # Percent of one host CPU.
         "cpuUser": rate.percent("cpu.user"),
         "cpuSys": rate.percent("cpu.system"),
         "cpuUsage": fields.get("cpu.time"),  # ns since the start
-        **_memory(known, fields),
-        "disks": _disks(known, fields, rate),
         "network": {
             f"net{at}": {"macAddr": mac, "model": known.spec.nics[at].model}
             for at, mac in enumerate(domxml.macs(known.spec))
         },
     }
+    answered_at, answered = (before.monitored_at, before.monitored) if before is not None else (None, {})
+    if _MONITORED in fields:
+        figures = _figures(known, fields, _Rates(fields, now, answered, answered_at))
+        return Sample(now, fields, now, fields, {**document, **figures, "staleSince": None})
+    # QEMU does not answer: its own figures stay as they were when it last did, or began.
+    figures = {name: before.document[name] for name in _QEMUS} if before is not None else _figures(known, fields, rate)
+    since = known.booted if answered_at is None else answered_at
+    return Sample(now, fields, answered_at, answered, {**document, **figures, "staleSince": since})
+
+
+def _figures(known: vm.Vm, fields: Fields, rate: "_Rates") -> Fields:
+    return {**_memory(known, fields), "disks": _disks(known, fields, rate)}
+
+
+# What QEMU's monitor tells: the names of `_figures`.
+_QEMUS = ("memUsage", "memoryStats", "balloonInfo", "disks")
 
 
 class _Rates:
-    def __init__(self, fields: Fields, before: Fields, seconds: float) -> None:
+    def __init__(self, fields: Fields, now: float, before: Fields, then: float | None) -> None:
         self._fields = fields
         self._before = before
-        self._seconds = seconds
+        self._seconds = now - then if then is not None else 0.0
 
     def per_second(self, name: str) -> float:
         """The counter's growth per second; 0 when there is nothing to compare with."""
