@@ -78,6 +78,8 @@ def test_running_vm_keeps_its_lease(
     for verb in ("delete", "fence"):
         error = refused(agent, verb, lease)
         assert (error.data["key"], vm_id in str(error)) == ("lease_held", True)
+    error = refused(agent, "fence", lease, force=True)
+    assert (error.data["key"], "VM.destroy" in error.data["state"]) == ("lease_held", True)
     assert machines.status(vm_id) == "Up"
     machines.destroy(vm_id)
     until(lambda: agent.call("Lease.status", {"lease": lease})["owners"] == [])

@@ -11,8 +11,9 @@ import pytest
 
 from tests import second_host, storage_fixture
 from tests.until import until
-from vdsm import errors, ids, leases
-from vdsm.storage import leasing
+from vdsm import errors, ids, leases, record
+from vdsm.storage import leasing, vmrecords
+from vdsm.storage.formats import filelayout
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service
@@ -166,6 +167,57 @@ def test_fence_says_what_it_expects(service: Service, shelf: Shelf, other: secon
     once = fence(service, target, generation=0, job_id=target["job_id"])
     again = fence(service, target, generation=0, job_id=target["job_id"])
     assert once["generation"] == again["generation"] == 1
+
+
+def test_work_on_a_vm_is_fenced_and_begun_here(service: Service, shelf: Shelf, other: second_host.SecondHost) -> None:
+    """As for a VM that was being sysprepped on a host that is lost: by the lease of the VM and its generation."""
+    vm_id, job_id = ids.new(), ids.new()
+    claim = {"vm_id": vm_id, "job_id": job_id, "kind": "sysprep", "generation": 0, "names": {}}
+    other("make_lease", {"vm_id": vm_id, "fields": {}})
+    other("claim_vm", claim)
+    assert service.storage.lease_status("main", vm_id, job_id)["verdict"]["state"] == "queued"
+    with pytest.raises(errors.VmRuns):
+        service.storage.delete_lease("main", vm_id)
+
+    fenced = service.storage.fence_lease("main", vm_id, 0, job_id)
+
+    assert (fenced["verdict"]["state"], fenced["generation"]) == ("fenced", 1)
+    with pytest.raises(errors.GenerationMismatch):  # the same request, once more, by whoever has not heard of it
+        other("claim_vm", claim)
+    service.storage.claim_vm("main", vm_id, job_id=ids.new(), kind="sysprep", generation=1, names={})
+    status = service.storage.lease_status("main", vm_id, job_id)
+    assert status["verdict"]["state"] == "superseded"
+    service.storage.fence_lease("main", vm_id)
+    service.storage.delete_lease("main", vm_id)
+
+
+@pytest.mark.parametrize(
+    "step", [(record, "erase"), (filelayout, "_remove")], ids=["before the record", "before the slot"]
+)
+def test_killed_removal_of_a_vm_lease_is_done_again(shelf: Shelf, step: tuple[Any, str]) -> None:
+    vm_id = ids.new()
+    vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+
+    def act() -> None:
+        storage_fixture.dies_before(*step)
+        with leases.Session() as session:
+            vmrecords.remove_vm(shelf.repo, session, {"vm_id": vm_id})
+
+    storage_fixture.killed(act)
+    vmrecords.remove_vm(shelf.repo, shelf.session, {"vm_id": vm_id})
+    assert shelf.files() == set()
+
+
+def test_held_lease_of_a_vm_is_not_removed(shelf: Shelf) -> None:
+    vm_id = ids.new()
+    vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+    with leases.Session() as vm, vm.holding([shelf.repo.vm_slot(vm_id).data_lease()], 1):
+        with pytest.raises(errors.LeaseHeld):
+            vmrecords.remove_vm(shelf.repo, shelf.session, {"vm_id": vm_id})
+        vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+        with pytest.raises(errors.LeaseHeld):  # made again, it would be given away (trap 12)
+            shelf.session.acquire([shelf.repo.vm_slot(vm_id).data_lease()], 0)
+    assert shelf.repo.find_vm(vm_id)
 
 
 def test_fence_of_what_nobody_works_on_counts_the_generation(service: Service, shelf: Shelf) -> None:

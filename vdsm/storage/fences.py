@@ -83,8 +83,8 @@ def _fenced(repo: Repository, known: record.Record, argument: Argument) -> recor
 def force(repo: Repository, argument: Argument) -> None:
     """Has the owner of the lease killed, and returns before it is dead. argument: lease_id.
 
-    A process of this host is killed here: sanlock passes requests to other hosts only. Those of other users, QEMU for
-    one, are left alone. Raises `LeaseFailed`, `NoSuchLease`.
+    A process of this host is killed here: sanlock passes requests to other hosts only. Raises `LeaseHeld` when it is
+    another user's, as QEMU is; `LeaseFailed`, `NoSuchLease`.
     """
     _, slot = _place(repo, argument["lease_id"])
     data = slot.data_lease()
@@ -92,10 +92,17 @@ def force(repo: Repository, argument: Argument) -> None:
     if not pids:
         leases.force(data)
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            fd = os.pidfd_open(pid)
-            try:
-                if pid in leases.local_pids(data):  # still: the pid has not become another's before it was opened
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-            finally:
-                os.close(fd)
+        with contextlib.suppress(ProcessLookupError):
+            _kill(pid, data)
+
+
+def _kill(pid: int, held: leases.Lease) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        if pid in leases.local_pids(held):  # still: the pid has not become another's before it was opened
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except PermissionError as error:
+        why = "not killed: it is not the agent's to kill; a VM is ended by VM.destroy"
+        raise errors.LeaseHeld(state=why, resource=str(held), holder=leases.holder(held)) from error
+    finally:
+        os.close(fd)
