@@ -82,7 +82,22 @@ def running() -> Iterator[Storage]:
         patch.setenv("SANLOCK_PRIVILEGED", "0")
         patch.setenv("SANLOCK_RUN_DIR", str(run_dir))
         who = ["-U", str(os.getuid()), "-G", str(os.getgid())]
-        command = ["sanlock", "daemon", "-D", "-w", "0", "-t", "64", "-e", "testhost", *who]
+        # The daemon dies with this process, however that ends.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "sanlock",
+            "daemon",
+            "-D",
+            "-w",
+            "0",
+            "-t",
+            "64",
+            "-e",
+            "testhost",
+            *who,
+        ]
         with (
             (run_dir / "output").open("wb") as output,
             subprocess.Popen(command, stdout=output, stderr=output) as daemon,

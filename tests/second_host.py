@@ -39,7 +39,7 @@ class SecondHost:
         environment = {**os.environ, "SANLOCK_RUN_DIR": str(place), "SANLOCK_PRIVILEGED": "0"}
         who = ["-U", str(os.getuid()), "-G", str(os.getgid())]
         with (place / "output").open("wb") as output:
-            command = ["sanlock", "daemon", "-D", "-w", "0", "-e", "secondhost", *who]
+            command = ["setpriv", "--pdeathsig", "KILL", "sanlock", "daemon", "-D", "-w", "0", "-e", "secondhost", *who]
             self._daemon = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         until(lambda: sanlock_fixture.answers(place / "sanlock.sock"))
         argv = [sys.executable, "-m", "tests.second_host", json.dumps(self._description)]
