@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests import storage_fixture
-from vdsm import errors, ids, leases, record
+from vdsm import errors, ids, leased_exec, leases, record
 from vdsm.storage import (
     chain,
     checking,
@@ -18,6 +18,7 @@ from vdsm.storage import (
     models,
     overlays,
     repository,
+    vmclaims,
     vmrecords,
 )
 from vdsm.storage.formats import filelayout
@@ -93,7 +94,7 @@ def test_sysprep_that_died(service: Service, shelf: Shelf, place: Shelf, committ
         storage_fixture.qemu_io(Path(place.repo.data_path(change["data"])), "qcow2", "write -P 9 0 65536")
         shelf.session.release([place.repo.slot(change["hidden"]).data_lease()])
     done = {"state": "committing", "committed": True} if committed else {}
-    vm.stands({"disks": {disk: change}}, **done)
+    vm.stands({"disks": {disk: change}, "repos": {disk: place.repo.name}}, **done)
     for repo_id in ("main", "other"):
         assert check(service, repo_id).keys() == ({vm.id} if repo_id == "main" else set()), "only as a whole"
     (fix,) = check(service)[vm.id]
@@ -134,6 +135,21 @@ def test_template_making_that_died(service: Service, shelf: Shelf, place: Shelf,
     else:
         assert place.repo.find(image["id"]) is None and image["data"]["name"] not in place.repo.data_names()
     assert check(service) == check(service, "other") == {}
+
+
+@pytest.mark.parametrize("state", ["failed", "aborted", "fenced", "interrupted"])
+def test_committed_work_claims_its_vm_until_it_is_done(shelf: Shelf, state: str) -> None:
+    """However the mend of it ended: what a guest would write now would be gone with the next one."""
+    vm = Machine(shelf, shelf.repo.name, shelf.disk(), "sysprep")
+    vm.stands({}, state=state, committed=True)
+    slot = shelf.repo.vm_slot(vm.id)
+    with pytest.raises(errors.ImageBusy):
+        leased_exec._check({"slot": list(slot), "expect": {}})
+    claim = {"vm_id": vm.id, "job_id": ids.new(), "kind": "sysprep", "generation": None, "names": {}}
+    with pytest.raises(errors.VmRuns):
+        vmclaims.claim_vm(shelf.repo, shelf.session, claim)
+    vm.stands({}, state="done", committed=True)
+    leased_exec._check({"slot": list(slot), "expect": {}})
 
 
 def test_overlay_is_left_to_its_vm_in_another_repository(

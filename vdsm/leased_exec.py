@@ -68,7 +68,10 @@ def _check(entry: dict[str, Any]) -> None:
     slot = record.Slot(*entry["slot"])
     found = record.read(slot)
     work = found.get("work") or {}
-    if work.get("state") in CLAIMED:
+    unfinished = (
+        work.get("committed") and work["state"] != "done"
+    )  # to be rolled forward, over what a guest would write
+    if work.get("state") in CLAIMED or unfinished:
         raise errors.ImageBusy(
             image_id=slot.name, job_id=work["job_id"], state=work["state"], host_id=work.get("host_id")
         )

@@ -29,7 +29,7 @@ away since. What the states mean: `verdicts.py`. `names` are the things that are
     hidden overlay                   {"disk": id, "data": name of the overlay, "vm": {"repo": persistent name, "id"}}
     new image of makeTemplate        {"vm": {"repo", "id"}}
     copyImage, importImage           {"source": ...}
-    VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}}
+    VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}, "repos": {disk id: theirs}}
     VM record, makeTemplate          {"images": {image id: name of its data}, "repo": persistent name of theirs}
     mergeImage                       {"merged": id of the deleted image below, "direction": "pull" or "push"}
     optimizeImage                    {"data": name of the data that replaces the present one}
@@ -147,8 +147,9 @@ def settled(image: record.Record) -> str:
 
 
 def is_open(image: record.Record) -> bool:
-    """Whether the record's work is not finished."""
-    return (image["work"] or {}).get("state") in OPEN
+    """Whether the record's work is not finished; what was committed is not until it is done, whatever came between."""
+    work = image["work"] or {}
+    return work.get("state") in OPEN or (work.get("committed", False) and work["state"] != "done")
 
 
 def check_generation(image: record.Record, expected: int | None) -> None:

@@ -144,9 +144,8 @@ class Repairs:
         vm: Record | None = self._connections.read(repo_id, "vm", {"vm_id": token.entity})
         work = (vm or {}).get("work") or {}
         names = work.get("names") or {}
-        places = {disk["image_id"]: disk["repo"] for disk in (vm or {}).get("disks", [])}
         disks = [
-            {"repository": self._description(places[image_id]), "image_id": image_id, "change": change}
+            {"repository": self._description(names["repos"][image_id]), "image_id": image_id, "change": change}
             for image_id, change in names.get("disks", {}).items()
         ]
         made = [

@@ -25,7 +25,9 @@ class MendVm(worker.Body):
         return formats.open(argument["target"]).vm_slot(argument["entity"])
 
     def leases(self, argument: worker.Argument) -> list[leases.Lease]:
-        disks = [formats.open(disk["repository"]).slot(disk["image_id"]) for disk in argument["disks"]]
+        """The disks' only when they are going to change: overlays that go leave them alone."""
+        changing = argument["disks"] if argument["committed"] else []
+        disks = [formats.open(disk["repository"]).slot(disk["image_id"]) for disk in changing]
         return [self.entity(argument).data_lease(), *(slot.data_lease() for slot in disks)]
 
     def run(self, ctx: worker.Context) -> None:

@@ -75,8 +75,10 @@ class Sysprep(worker.Body):
 
 
 def names(disks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is being made, for the VM's record: {"disks": {disk id: {"hidden": id, "data": name}}}."""
-    return {"disks": {disk["image_id"]: disk["change"] for disk in disks}}
+    """What is being made, for the VM's record: {"disks": {disk id: {"hidden": id, "data": name}}, "repos": {disk id:
+    persistent name}}."""
+    changes = {disk["image_id"]: disk["change"] for disk in disks}
+    return {"disks": changes, "repos": {disk["image_id"]: disk["repository"]["name"] for disk in disks}}
 
 
 def _disks(argument: worker.Argument) -> Iterator[_Disk]:
