@@ -1,5 +1,6 @@
 """The record of an image on disk: its bytes, and what is left of it when its writer dies (traps 19 and 20)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -115,3 +116,24 @@ def test_both_areas_torn_is_no_image(shelf: Shelf) -> None:
     assert shelf.repo.find(disk) is None
     with pytest.raises(errors.NoSuchImage):
         shelf.image(disk)
+
+
+def test_update_has_succeeded_when_only_healing_the_other_area_fails(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new record is on disk: a caller who was told otherwise would take back what others can see by now."""
+    disk = shelf.disk()
+    put(Path(shelf.repo.slot(disk).path), shelf.image(disk)["version"] % 2 ^ 1, os.urandom(4096))
+    real, offsets = os.pwritev, []
+
+    def once(fd: int, buffers: list[memoryview], offset: int) -> int:
+        offsets.append(offset)
+        if len(offsets) == 2:
+            raise OSError(errno.EIO, "as a bad sector says")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", once)
+    written = shelf.change(disk, user_data={"is": "there"})
+    monkeypatch.undo()
+    assert len(offsets) == 2
+    assert shelf.image(disk) == written and written["user_data"] == {"is": "there"}

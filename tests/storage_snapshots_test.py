@@ -246,3 +246,36 @@ def test_failed_snapshot_leaves_the_disk_as_it_was(shelf: Shelf, monkeypatch: py
     assert {**after, "version": 0} == {**before, "version": 0}
     assert shelf.files() == files
     shelf.shows(disk, 5)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["intent", "snapshot", "disk"])
+def test_failure_after_a_record_was_written_leaves_no_disk_without_its_snapshot(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """sanlock dies before the record's lease is given back: the step has failed and is on disk all the same."""
+    disk = shelf.disk()
+    shelf.write(disk, 1)
+    before, files = shelf.image(disk), shelf.files()
+    real, calls = record.update, []
+
+    def told_wrong(*given: object) -> record.Record:
+        written = real(*given)  # type: ignore[arg-type]
+        calls.append(written)
+        if len(calls) == call:
+            raise errors.LeaseFailed(call="release", resource="the record's lease", reason="Broken pipe", errno=32)
+        return written
+
+    monkeypatch.setattr(record, "update", told_wrong)
+    with pytest.raises(errors.LeaseFailed):
+        shelf.snapshot(disk)
+    monkeypatch.undo()
+
+    after = shelf.image(disk)
+    if call == 3:
+        assert shelf.image(after["base"])["status"] == after["status"] == "optimized"
+    else:
+        assert {**after, "version": 0} == {**before, "version": 0}
+        assert shelf.files() == files
+    shelf.shows(disk, 1)
+    shelf.write(shelf.disk(base=shelf.snapshot(disk)), 2)
+    shelf.shows(disk, 1)

@@ -26,6 +26,7 @@ Who may write: whoever holds the record lease, and has read the record under it.
 Standard library (and `leases`) only: QEMU's launcher reads records too.
 """
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -107,7 +108,8 @@ def update(session: leases.Session, slot: Slot, change: Callable[[Record], Recor
     """One read-check-write under the record lease; returns the record as it then is.
 
     `change` gets the present record and returns the new one, None for "leave it", or raises to refuse. When the other
-    area is empty or torn, both are written, one after the other, so that a dead writer's torn area does not stay.
+    area is empty or torn, both are written, one after the other, so that a dead writer's torn area does not stay. The
+    first of these writes is the one that counts: a caller is never told that it failed because the second one did.
     """
     with session.holding([slot.record_lease()], RECORD_WAIT_S, patient=True), _Area(slot, os.O_RDWR) as area:
         known = _newest(slot, area)
@@ -116,7 +118,8 @@ def update(session: leases.Session, slot: Slot, change: Callable[[Record], Recor
             return known
         written = area.write({**new, "version": known["version"] + 1})
         if area.damaged:
-            written = area.write({**new, "version": known["version"] + 2})
+            with contextlib.suppress(OSError, errors.RecordChanged):
+                written = area.write({**new, "version": known["version"] + 2})
         return written
 
 

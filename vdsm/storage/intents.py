@@ -138,11 +138,10 @@ def _split(repo: Repository, session: leases.Session, disk: record.Record, argum
     image_id, disk_id = argument["image_id"], disk["id"]
     wanted = not argument.get("auto_fix", True)
     with undo.Stack() as steps:
-        steps.push("remove the snapshot", lambda: removal.discard(repo, session, image_id))
+        steps.push("withdraw the snapshot", lambda: _withdraw(repo, session, disk, image_id))
         _check_disk(disk, argument)
         snapshot = record.create(repo.slot(image_id), _snapshot_of(repo, disk, argument, wanted))
         repo.update(session, disk_id, lambda found: _snapshotting(repo, found, image_id, wanted))  # [C]
-        steps.push("withdraw from the disk", lambda: _withdraw(repo, session, disk))
         return snapshot if wanted else _switch(repo, session, disk_id, image_id)
 
 
@@ -166,10 +165,19 @@ def _snapshotting(repo: Repository, disk: record.Record, snapshot_id: str, wante
     return {**disk, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
 
 
-def _withdraw(repo: Repository, session: leases.Session, before: record.Record) -> None:
-    """The disk as it was before its intent; what was begun of its new data goes."""
-    repo.remove_data(repo.get(before["id"])["work"]["names"]["data"])
-    repo.update(session, before["id"], lambda _: before)
+def _withdraw(repo: Repository, session: leases.Session, before: record.Record, snapshot_id: str) -> None:
+    """The disk as it was before its intent; then, and only then, the snapshot goes, with what was begun of new data.
+
+    The disk's record decides, not how far the verb came: what failed may be the end of a step that is on disk, as when
+    sanlock dies before a record's lease is given back. A disk that lies on the snapshot keeps it.
+    """
+    disk = repo.get(before["id"])
+    if disk["base"] == snapshot_id:
+        return
+    if chain.open_snapshot(disk) == snapshot_id:
+        repo.remove_data(disk["work"]["names"]["data"])
+        repo.update(session, before["id"], lambda _: before)
+    removal.discard(repo, session, snapshot_id)
 
 
 def roll_forward(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
@@ -274,9 +282,10 @@ def begin_copy(repo: Repository, session: leases.Session, argument: Argument) ->
         raise errors.RepositoryFull(repo_id=repo.repo_id)
     with _frozen(repo, session, argument) as base:
         repo.allocate(session, repo.slot(image_id))
-        with repo.owning(session, exclusive=[image_id]):
+        with repo.owning(session, exclusive=[image_id]), undo.Stack() as steps:
             known = same_request(repo, argument)
             if known is None:
+                steps.push("remove the slot", lambda: removal.discard(repo, session, image_id))
                 known = record.create(repo.slot(image_id), _target(repo, argument, base))  # [C]
             return _answer(known)
 
