@@ -16,18 +16,21 @@ def seed() -> int:
     return int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
 
 
+def commit() -> str:
+    """What the working tree is, and whether it is more than that."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @contextlib.contextmanager
 def writing(name: str, used_seed: int | None) -> Iterator[dict[str, object]]:
     """Writes the proof of what the block has put into the dictionary; nothing when the block fails. No seed:
     nothing is left to chance."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     told: dict[str, object] = {}
     started, day = time.monotonic(), time.strftime("%Y-%m-%d")
     yield told
     chance = {} if used_seed is None else {"seed": used_seed}
-    facts = {"commit": commit, "day": day, **chance, "seconds": round(time.monotonic() - started), **told}
+    facts = {"commit": commit(), "day": day, **chance, "seconds": round(time.monotonic() - started), **told}
     lines = [
         f"# {name}",
         "",

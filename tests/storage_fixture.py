@@ -76,7 +76,7 @@ def world() -> Iterator[World]:
     """One for all modules that have this fixture, from the first test that needs it to the end of the session."""
     global _users  # pytest makes a fixture of its own of each module's `world`
     if not _shared:
-        _shared.append(_entered.enter_context(_world()))
+        _shared.append(_entered.enter_context(making_world()))
     _users += 1
     yield _shared[0]
     _users -= 1
@@ -86,7 +86,7 @@ def world() -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def _world() -> Iterator[World]:
+def making_world() -> Iterator[World]:
     for program, package in (("sanlock", "sanlock python3-sanlock"), ("qemu-img", "qemu-utils")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt install {package}")

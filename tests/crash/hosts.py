@@ -1,0 +1,227 @@
+"""An agent's storage and jobs whose child processes can be traced, killed, and left alone with what they had begun.
+
+Everything below the wire is the product's: `storage.Storage`, the job pool, the fork server, the children. Only where
+a process is spawned a tracer may be put on it first.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import supervdsm.client
+from tests import storage_fixture, until
+from tests.crash import child, tracing
+from vdsm import config, errors, events, forkserver, storage
+from vdsm.jobs import job, pool, registry
+from vdsm.storage import ioproc
+from vdsm.virt import sysprep, template, vmjobs
+
+TOOLS = ("qemu-img", "virt-sysprep")
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Plan:
+    """What is traced while a verb runs, and what is injected where.
+
+    `victim` is the one process or tool that gets `effect`, an injection; None: all are traced and nothing is injected.
+    `host_dies`: when the victim has died nobody is left to do anything about it. `deadly`: who started a tool dies with
+    it. `wound`: the number of a tool that is killed with who started it, besides all else.
+    """
+
+    victim: str | None = None
+    effect: str | None = None
+    host_dies: bool = True
+    deadly: bool = True
+    wound: int | None = None
+    spawned: Counter[str] = field(default_factory=Counter)
+    pids: dict[str, int] = field(default_factory=dict)
+
+
+class Host(forkserver.ForkServer):
+    """The fork server, and a directory for traces and tools. `plan` is None as long as nothing is to be traced."""
+
+    def __init__(self, directory: Path) -> None:
+        preload = ["vdsm.jobs.worker", *storage.preload(), sysprep.__name__, template.__name__, child.PRELOADED]
+        super().__init__(preload, "WARNING", str(directory / "children.log"))
+        self.directory = directory
+        self.plan: Plan | None = None
+        self._tracers = contextlib.ExitStack()
+        self._spawned: list[forkserver.Child] = []
+        for where in ("bin", "real"):
+            (directory / where).mkdir()
+        for name in TOOLS:
+            (directory / "bin" / name).symlink_to(_HERE / "tool")
+            ours = _HERE / name
+            (directory / "real" / name).symlink_to(ours if ours.exists() else str(shutil.which(name)))
+
+    def environment(self) -> dict[str, str]:
+        """What the fork server has to be started with."""
+        return {"CRASH_DIR": str(self.directory), "PATH": f"{self.directory / 'bin'}:{os.environ['PATH']}"}
+
+    @contextlib.contextmanager
+    def planned(self, plan: Plan) -> Iterator[Plan]:
+        """Inside the block children are traced as planned; at its end all traced ones and their tracers are gone."""
+        for old in (*self.directory.glob("*.log"), self.directory / "calls"):
+            if old.name != "children.log":
+                old.unlink(missing_ok=True)
+        (self.directory / "plan").write_text(_tool_plan(plan))
+        self.plan = plan
+        try:
+            yield plan
+        finally:
+            self.plan = None
+            (self.directory / "plan").unlink(missing_ok=True)
+            self._tracers.close()
+
+    def log(self, process: str) -> Path:
+        return self.directory / f"{process}.log"
+
+    def processes(self) -> list[str]:
+        """All that left a trace."""
+        return sorted(path.stem for path in self.directory.glob("*.log") if path.name != "children.log")
+
+    def children(self) -> list[str]:
+        """Pids of all that the fork server has not buried yet."""
+        return Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+
+    def close_lines(self) -> None:
+        """Closes what an agent that has gone has left open to its children."""
+        for spawned in self._spawned:
+            if spawned.channel.fileno() != -1:
+                spawned.close()
+        self._spawned.clear()
+
+    def spawn(self, target: str, argument: dict[str, Any], *, fds: Any = ()) -> forkserver.Child:
+        spawned = self._spawn(target, argument, fds)
+        self._spawned.append(spawned)
+        return spawned
+
+    def _spawn(self, target: str, argument: dict[str, Any], fds: Any) -> forkserver.Child:
+        if self.plan is None:
+            return super().spawn(target, argument, fds=fds)
+        role = _role(target, argument)
+        self.plan.spawned[role] += 1
+        process = f"{role}-{self.plan.spawned[role]}"
+        self._refuse_after_death(self.plan, role)
+        if self.plan.victim not in (None, process):
+            return super().spawn(target, argument, fds=fds)
+        held = super().spawn(child.TARGET, {"target": target, "argument": argument}, fds=fds)
+        self.plan.pids[process] = held.pid
+        self._tracers.enter_context(tracing.attached(held.pid, self.log(process), self.plan.effect))
+        held.channel.send({"go": True})
+        return held
+
+    @staticmethod
+    def _refuse_after_death(plan: Plan, role: str) -> None:
+        """A host that has died starts nothing, least of all what would conclude the work of a dead worker."""
+        if plan.victim is None or not plan.host_dies:
+            return
+        dead = any(not until.running(pid) for process, pid in plan.pids.items() if process == plan.victim)
+        if dead or (role.startswith("conclude") and not plan.victim.startswith("conclude")):
+            raise errors.Unexpected(reason="the host is dead")
+
+
+def _tool_plan(plan: Plan) -> str:
+    """What `tool` reads."""
+    number = plan.victim.removeprefix("tool-") if plan.victim and plan.victim.startswith("tool-") else 0
+    told = {
+        "victim": "all" if plan.victim is None else number,
+        "effect": f"-e {plan.effect}" if plan.effect else "",
+        "tracer": " ".join(tracing.options()),
+        "deadly": int(plan.deadly),
+        "wound": plan.wound or 0,
+    }
+    return "".join(f"{name}='{value}'\n" for name, value in told.items())
+
+
+def _role(target: str, argument: dict[str, Any]) -> str:
+    if target.startswith(ioproc.__name__):
+        return Path(argument["place"]).name
+    return f"conclude-{argument['kind']}" if "verdict" in argument else str(argument["kind"])
+
+
+class _NoVms:
+    """This host runs none."""
+
+    def find(self, vm_id: str) -> None:
+        return None
+
+
+class _Emulated:
+    def get(self) -> str:
+        return "qemu"
+
+
+class Agent:
+    """A host's agent from its start: the two repositories of `world` connected, no job known."""
+
+    def __init__(self, world: storage_fixture.World, host: Host) -> None:
+        self.host = host
+        self.world = world
+        settings = config.Config(
+            host=config.Host(id=1, name=storage_fixture.HOST_NAME),
+            paths=config.Paths(tmp_dir=str(host.directory)),
+            storage=config.Storage(
+                localfs_dirs=(str(world.directory),), import_dirs=(str(world.import_dir),), io_deadline_s=60.0
+            ),
+            sanlock=config.Sanlock(run_dir=str(world.run_dir)),
+        )
+        log = events.EventLog()
+        self.pool = pool.Pool(host, workers=2, lease_wait_s=2.0)
+        self.jobs = registry.Registry(self.pool, log)
+        helper = supervdsm.client.Helper(str(world.directory / "no helper"))
+        self.storage = storage.Storage(settings, log, host, self.jobs, helper)
+        self.vms = vmjobs.VmJobs(
+            settings,
+            _NoVms(),  # type: ignore[arg-type]
+            self.storage,
+            self.jobs,
+            _Emulated(),  # type: ignore[arg-type]
+            lambda *_: None,
+        )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Agent"]:
+        self.storage.start()
+        self.pool.start()
+        try:
+            with concurrent.futures.ThreadPoolExecutor() as at_once:
+                list(at_once.map(self._connect, ("main", "other")))
+            yield self
+        finally:
+            assert self.pool.stop(30)
+            self.storage.stop()
+
+    def _connect(self, name: str) -> None:
+        self.storage.connect_storage_repository(name, "localfs-1.0", {"path": str(self.world.directory / name)})
+
+    def ended(self, job_id: str | None) -> None:
+        """Waits for the job; raises `Failed` when it has not done its work."""
+        if job_id is None:
+            return
+        info: job.Info = self.jobs.wait(job_id, 60)
+        assert info["ended"], info
+        if info["status"] != "done":
+            raise Failed(info)
+
+    def settle(self) -> None:
+        """Returns when no job is under way."""
+        for info in self.jobs.list():
+            self.jobs.wait(info["id"], 60)
+
+
+class Failed(Exception):
+    """A job that has ended otherwise than done."""
+
+    @property
+    def key(self) -> str | None:
+        """Which error the job's caller is shown; None for an abort."""
+        error = self.args[0]["error"]
+        return error and error["data"]["key"] if error else None

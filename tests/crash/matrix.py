@@ -1,0 +1,252 @@
+"""Every verb, stopped at each of its steps: what is done in one case, and what must be true after it.
+
+    lay out the scene > run the verb with one thing injected > let everything end > start the agent anew
+    > check and fix until nothing is left to fix > judge
+
+The judge knows two states: what callers had before the verb, and what they have when it is run without any injection.
+Whatever happened must end in one of them, whole; in the second one if the verb said that it was done. Nothing else may
+be left in the repositories, and they must work.
+"""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import sanlock_fixture, storage_fixture
+from tests.crash import hosts, recovery, scenes, tracing, verbs
+from tests.until import until
+from vdsm import errors, ids
+
+# How a step goes wrong, besides an errno:
+HOST = "kill"  # the process dies before the step, and its host with it
+WORKER = "kill-worker"  # a job's worker dies, the agent lives and sees to it
+TOOL = "kill-tool"  # a tool dies, whoever started it lives
+TORN = "kill-torn"  # as `kill`, in the middle of writing a record: half of it is there
+
+_SLOTS = ("/images/", "/vms/")
+
+
+class Case(NamedTuple):
+    verb: str
+    process: str
+    step: tracing.Step
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.verb}/{self.process}/{self.step.name}/{self.kind}"
+
+
+class Recording(NamedTuple):
+    """A verb's run without any injection: what it began with, what it made, its steps in each process."""
+
+    scene: scenes.Scene
+    after: dict[str, Any]
+    steps: dict[str, list[tracing.Step]]
+
+
+class Ground:
+    """The repositories and the fork server that all cases use, one after the other."""
+
+    def __init__(self, world: storage_fixture.World, host: hosts.Host, kept: Path) -> None:
+        self.world = world
+        self.host = host
+        self._kept = kept
+        self._scenes: dict[scenes.Build | verbs.Interrupted, scenes.Scene] = {}
+        self._recordings: dict[str, Recording] = {}
+        self._places = {f"{world.directory / name}/": f"{name}/" for name in scenes.PLACES}
+
+    def recording(self, verb: str) -> Recording:
+        if verb not in self._recordings:
+            self._recordings[verb] = self._record(verb)
+        return self._recordings[verb]
+
+    def _record(self, verb: str) -> Recording:
+        scene = self.scene(verbs.VERBS[verb].scene)
+        plan = hosts.Plan(wound=verbs.VERBS[verb].wound, host_dies=False)
+        outcome = self._act(verb, scene, plan)
+        assert plan.wound or outcome is None, f"{verb} failed without any injection: {outcome}"
+        logs = {process: self.host.log(process) for process in self.host.processes()}
+        steps = {process: tracing.steps(log, self._places) for process, log in logs.items()}
+        wrong = self._recover()
+        assert wrong == [], wrong
+        assert scenes.strays(self.world) == [], f"{verb} leaves these behind"
+        return Recording(scene, scenes.state(self.world), steps)
+
+    def scene(self, wanted: scenes.Build | verbs.Interrupted) -> scenes.Scene:
+        if wanted not in self._scenes:
+            names = self._interrupt(wanted) if isinstance(wanted, verbs.Interrupted) else self._build(wanted)
+            made = scenes.Scene(self._kept / str(len(self._scenes)), names)
+            made.keep(self.world)
+            self._scenes[wanted] = made
+        return self._scenes[wanted]
+
+    def _build(self, build: scenes.Build) -> dict[str, Any]:
+        self.world.empty()
+        with self._agent() as agent:
+            return {**build(scenes.Builder(agent)), "new": ids.new(), "newer": ids.new()}
+
+    def _interrupt(self, wanted: verbs.Interrupted) -> dict[str, Any]:
+        scene = self.scene(verbs.VERBS[wanted.verb].scene)
+        call, _, number = wanted.step.partition("#")
+        step = tracing.Step(call, int(number), "to be interrupted")
+        outcome = self._act(wanted.verb, scene, _plan(Case(wanted.verb, wanted.process, step, HOST)))
+        assert outcome is not None, f"{wanted} was not interrupted"
+        return scene.ids
+
+    def cases(self, verb: str) -> list[Case]:
+        """All of a verb, in the order of its steps."""
+        return [
+            Case(verb, process, step, kind)
+            for process, steps in self.recording(verb).steps.items()
+            if not verbs.VERBS[verb].only or process.startswith(verbs.VERBS[verb].only)
+            for step in steps
+            if step.changes or not process.startswith("tool-")
+            for kind in _kinds(process, step)
+        ]
+
+    def run(self, case: Case) -> list[str]:
+        """What is wrong after the case, in words; empty when all is well."""
+        recording, log = self.recording(case.verb), self.host.log(case.process)
+        outcome = self._act(case.verb, recording.scene, _plan(case))
+        if not tracing.met(log, tracing.fails(case.kind)):
+            step = case.step
+            if case.process.startswith("tool-") and step.number > 1:
+                # The threads of a tool share its work in another way each time: then it is one call earlier.
+                return self.run(case._replace(step=step._replace(number=step.number - 1)))
+            told = log.read_text()[-300:] if log.exists() else "no log"
+            return [f"the step was not met, the verb ended with {outcome!r}: {told}"]
+        if case.kind == TORN:
+            tracing.tear(log)
+        return self._judge(recording, outcome, unnamed=tracing.fails(case.kind))
+
+    def _act(self, verb: str, scene: scenes.Scene, plan: hosts.Plan) -> BaseException | None:
+        """Runs the verb in its scene; how it failed. Nothing of it runs any more then."""
+        scene.lay_out(self.world)
+        with self._agent() as agent, self.host.planned(plan):
+            try:
+                verbs.VERBS[verb].act(agent, scene.ids)
+            except (errors.VdsmError, hosts.Failed) as failure:
+                return failure
+            finally:
+                agent.settle()
+        return None
+
+    @contextlib.contextmanager
+    def _agent(self) -> Iterator[hosts.Agent]:
+        """An agent that has just started; at the end all that it started has ended."""
+        with hosts.Agent(self.world, self.host).running() as agent:
+            yield agent
+        until(lambda: self.host.children() == [], 60)
+        self.host.close_lines()
+
+    def _recover(self) -> list[str]:
+        """What no fix was found for, how fixing failed, and what does not work afterwards."""
+        with self._agent() as agent:
+            try:
+                wrong = recovery.recover(agent)
+            except (errors.VdsmError, hosts.Failed) as error:
+                wrong = [f"fixing failed: {error!r}"]
+            try:
+                for place in scenes.PLACES:
+                    made = agent.storage.create_virtual_disk(place, 1 << 16)["image_id"]
+                    agent.storage.remove_image(place, made)
+            except errors.VdsmError as error:
+                wrong.append(f"the repositories do not work any more: {error!r}")
+            return wrong
+
+    def _judge(self, recording: Recording, outcome: BaseException | None, *, unnamed: bool) -> list[str]:
+        wrong = self._recover()
+        if unnamed and getattr(outcome, "key", None) == "unexpected":
+            wrong.append(f"a failure without a name: {outcome}")
+        state = scenes.state(self.world)
+        allowed = [recording.after] if outcome is None else [recording.scene.before, recording.after]
+        if state not in allowed:
+            wrong.append(f"neither as before nor as after, with the outcome {outcome!r}:")
+            wrong += _difference(state, *allowed)
+        wrong += [
+            stray for stray in scenes.strays(self.world) if not any(known in stray for known in recovery.TOLERATED)
+        ]
+        wrong += self._leases()
+        return wrong
+
+    @staticmethod
+    def _leases() -> list[str]:
+        """Leases that somebody still holds although nobody is left."""
+        held = subprocess.run(["sanlock", "client", "status"], capture_output=True, text=True, check=True).stdout
+        return [f"a lease is still held: {line}" for line in held.splitlines() if line.startswith("r ")]
+
+
+def _plan(case: Case) -> hosts.Plan:
+    return hosts.Plan(
+        case.process,
+        tracing.injection(case.step, case.kind),
+        wound=verbs.VERBS[case.verb].wound,
+        host_dies=case.kind in (HOST, TORN),
+        deadly=case.kind in (HOST, WORKER),
+    )
+
+
+def _kinds(process: str, step: tracing.Step) -> list[str]:
+    tool, place = process.startswith("tool-"), process.rpartition("-")[0] in scenes.PLACES
+    deaths = [HOST]
+    if tool:
+        deaths += [TOOL, WORKER]
+    elif not place:
+        deaths.append(WORKER)
+    if step.changes:
+        torn = [TORN] if step.call.startswith("pwrite") and any(slot in step.what for slot in _SLOTS) else []
+        return [*deaths, *torn, *tracing.ERRNOS]
+    return [*deaths, tracing.DAEMON_GONE, "EINTR"] if step.what.startswith("sanlock") else deaths
+
+
+def _difference(state: dict[str, Any], *allowed: dict[str, Any]) -> list[str]:
+    """Where the state differs from each of the allowed ones."""
+    told = []
+    for name, wanted in zip(("before" if len(allowed) > 1 else "after", "after"), allowed, strict=False):
+        for place in wanted:
+            for image_id in sorted(state[place].keys() | wanted[place].keys()):
+                found, expected = state[place].get(image_id), wanted[place].get(image_id)
+                if found != expected:
+                    told.append(f"  {name}: {place}/{image_id} is {found}, not {expected}")
+    return told
+
+
+def _quick_place() -> str | None:
+    """Memory, where a sync costs nothing, if its file system knows direct I/O; else wherever temporary files go.
+
+    What a kill leaves is in the page cache in either case.
+    """
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir="/dev/shm") as made:
+        os.close(os.open(made.name, os.O_RDWR | os.O_DIRECT))
+        return "/dev/shm"
+    return None
+
+
+@contextlib.contextmanager
+def ground() -> Iterator[Ground]:
+    """Everything that the cases need; takes a few seconds to make."""
+    with contextlib.ExitStack() as entered:
+        patch = entered.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(tempfile, "tempdir", _quick_place())
+        world = entered.enter_context(storage_fixture.making_world())
+        sanlock_fixture.use(world.run_dir)
+        directory = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="vdsm-crash-")))
+        host = hosts.Host(directory)
+        before = {name: os.environ.get(name) for name in host.environment()}
+        os.environ |= host.environment()
+        try:
+            host.start()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+        entered.callback(host.stop)
+        kept = directory / "scenes"
+        yield Ground(world, host, kept)

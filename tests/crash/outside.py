@@ -1,0 +1,122 @@
+"""A repository seen by somebody who shares no code with the agent: records by their documented layout, content by
+`qemu-img convert` with the chain spelled out, everything else by what lies in its directories."""
+
+import hashlib
+import json
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+_AREA_BYTES = 32 << 10
+_RECORD_OFFSET = 2 << 20
+_HEAD = struct.Struct("<8sQII32s")
+_OPEN = ("queued", "running", "committing", "interrupted")
+
+_known: dict[str, str] = {}  # digest of a chain's files: digest of what they show
+
+
+def record(slot: Path) -> Record | None:
+    """The newest valid record of a slot's file."""
+    found = []
+    with slot.open("rb") as file:
+        for area in (0, _AREA_BYTES):
+            file.seek(_RECORD_OFFSET + area)
+            raw = file.read(_AREA_BYTES)
+            if len(raw) < _AREA_BYTES:
+                continue
+            magic, version, length, _, digest = _HEAD.unpack_from(raw)
+            payload = raw[_HEAD.size : _HEAD.size + length]
+            if magic == b"VDSMREC1" and hashlib.sha256(raw[:24] + payload).digest() == digest:
+                found.append((version, payload))
+    return json.loads(max(found)[1]) if found else None
+
+
+def records(place: Path, kind: str) -> dict[str, Record]:
+    """All records of a repository's `images` or `vms`, by id."""
+    found = {path.name: record(path) for path in (place / kind).iterdir()}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def shown(place: Path) -> dict[str, Any]:
+    """What callers have in the repository: each image that is not deleted with all that must never change by itself.
+
+    A broken one shows nothing but that it is broken.
+    """
+    images = records(place, "images")
+    return {
+        image_id: _shown(place, image, images) for image_id, image in sorted(images.items()) if not image["deleted"]
+    }
+
+
+def _shown(place: Path, image: Record, images: dict[str, Record]) -> Any:
+    if image["status"] == "broken":
+        return f"broken: {image['work'] and image['work']['kind']} {image['work'] and image['work']['state']}"
+    kept = {name: image[name] for name in ("kind", "size_bytes", "user_data")}
+    return {**kept, "content": content(place, image, images)}
+
+
+def content(place: Path, image: Record, images: dict[str, Record]) -> str:
+    """Digest of all bytes that a guest would read, or why they cannot be read."""
+    chain = [image]
+    while (base := chain[-1]["base"]) is not None:
+        if base not in images or len(chain) > len(images):
+            return f"unreadable: no base {base}"
+        chain.append(images[base])
+    node: dict[str, Any] | None = None
+    digest = hashlib.sha256()
+    for layer in reversed(chain):
+        path = place / "data" / layer["data"]["name"]
+        if not path.exists():
+            return f"unreadable: no data {path.name}"
+        with path.open("rb") as file:
+            digest.update(layer["data"]["format"].encode() + hashlib.file_digest(file, "sha256").digest())
+        below, node = (
+            node,
+            {
+                "driver": layer["data"]["format"],
+                "file": {"driver": "file", "filename": str(path)},
+            },
+        )
+        if layer["data"]["format"] == "qcow2":
+            node["backing"] = below
+    digest.update(str(image["size_bytes"]).encode())
+    if digest.hexdigest() not in _known:
+        _known[digest.hexdigest()] = _converted("json:" + json.dumps(node), image["size_bytes"])
+    return _known[digest.hexdigest()]
+
+
+def _converted(source: str, size_bytes: int) -> str:
+    with tempfile.NamedTemporaryFile() as raw:
+        done = subprocess.run(
+            ["qemu-img", "convert", "-O", "raw", source, raw.name], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            return f"unreadable: {done.stderr.strip()}"
+        with Path(raw.name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if file.tell() != size_bytes:
+                return f"unreadable: {file.tell()} bytes instead of {size_bytes}"
+    return found
+
+
+def strays(place: Path) -> list[str]:
+    """What has no business in a repository that nobody is working on: data and slots that no record accounts for,
+    deleted images that nobody needs, work that has not ended."""
+    images, vms = records(place, "images"), records(place, "vms")
+    named = {image["data"]["name"] for image in images.values()}
+    needed = {image["base"] for image in images.values()}
+    found = [f"data {path.name} that no record names" for path in (place / "data").iterdir() if path.name not in named]
+    for kind, known in (("images", images), ("vms", vms)):
+        found += [f"a slot without record in {kind}" for path in (place / kind).iterdir() if path.name not in known]
+    for image_id, image in images.items():
+        if image["deleted"] and image_id not in needed:
+            found.append(f"image {image_id} is deleted, nobody needs it, and it is there ({image['status']})")
+    for known in (*images.values(), *vms.values()):
+        work = known["work"] or {}
+        if work.get("state") in _OPEN:
+            found.append(f"{known['kind']} {known['id']}: {work['kind']} is {work['state']}")
+    return found

@@ -1,0 +1,165 @@
+"""What is in the repositories before a verb runs: built once through the agent, kept aside, laid out for each case."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests import storage_fixture
+from tests.crash import hosts, outside
+from vdsm import ids
+
+SIZE_BYTES = 1 << 20
+PLACES = ("main", "other")
+_DIRECTORIES = ("images", "vms", "data")
+
+
+class Scene:
+    """A kept state of both repositories. `ids` are what verbs work on, by the names that the builder gave them."""
+
+    def __init__(self, kept: Path, names: dict[str, Any]) -> None:
+        self._kept = kept
+        self.ids = names
+        self.before: dict[str, Any] = {}
+
+    def keep(self, world: storage_fixture.World) -> None:
+        for place in PLACES:
+            for name in _DIRECTORIES:
+                shutil.copytree(world.directory / place / name, self._kept / place / name)
+        self.before = state(world)
+
+    def lay_out(self, world: storage_fixture.World) -> None:
+        world.empty()
+        for place in PLACES:
+            for name in _DIRECTORIES:
+                for path in (self._kept / place / name).iterdir():
+                    shutil.copy2(path, world.directory / place / name)
+
+
+def state(world: storage_fixture.World) -> dict[str, Any]:
+    """What callers have in both repositories."""
+    return {place: outside.shown(world.directory / place) for place in PLACES}
+
+
+def strays(world: storage_fixture.World) -> list[str]:
+    return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
+
+
+class Builder:
+    """Short words for what scenes are built of."""
+
+    def __init__(self, agent: hosts.Agent) -> None:
+        self.agent = agent
+        self.storage = agent.storage
+        self.world = agent.world
+
+    def disk(self, pattern: int, repo: str = "main", **options: Any) -> str:
+        made = self.storage.create_virtual_disk(repo, SIZE_BYTES, None, {"is": "mine"}, options)["image_id"]
+        self.write(made, pattern, repo=repo)
+        return str(made)
+
+    def snapshot(self, disk: str, pattern: int, repo: str = "main") -> str:
+        """A snapshot, and something new on the disk."""
+        made = self.storage.create_snapshot(repo, disk, {})["image_id"]
+        self.write(disk, pattern, offset=pattern << 12, repo=repo)
+        return str(made)
+
+    def above(self, snapshot: str, pattern: int, repo: str = "main", **options: Any) -> str:
+        made = self.storage.create_virtual_disk(repo, 0, snapshot, {}, options)["image_id"]
+        self.write(made, pattern, offset=pattern << 12, repo=repo)
+        return str(made)
+
+    def remove(self, image_id: str, repo: str = "main") -> None:
+        self.storage.remove_image(repo, image_id)
+
+    def vm(self, *disks: str) -> str:
+        vm_id = ids.new()
+        name = self.storage.repo_name("main")
+        fields = {"name": "guest", "disks": [{"repo": name, "image_id": disk} for disk in disks]}
+        self.storage.ensure_vm("main", vm_id, fields)
+        return vm_id
+
+    def write(self, image_id: str, pattern: int, offset: int = 0, length: int = 65536, repo: str = "main") -> None:
+        place = self.world.directory / repo
+        data = outside.records(place, "images")[image_id]["data"]
+        storage_fixture.qemu_io(place / "data" / data["name"], data["format"], f"write -P {pattern} {offset} {length}")
+
+
+def disks(build: Builder) -> dict[str, Any]:
+    """A plain disk, a raw one, and a disk on a chain of two snapshots, one of them with another disk on it."""
+    plain, raw = build.disk(1), build.disk(2, strategy="performance")
+    top = build.disk(3)
+    low = build.snapshot(top, 4)
+    high = build.snapshot(top, 5)
+    beside = build.above(low, 6)
+    return {"plain": plain, "raw": raw, "top": top, "high": high, "low": low, "beside": beside}
+
+
+def virtual_machine(build: Builder) -> dict[str, Any]:
+    """A VM with a plain disk and one on a snapshot."""
+    first, second = build.disk(1), build.disk(2)
+    snapshot = build.snapshot(second, 3)
+    return {"first": first, "second": second, "snapshot": snapshot, "vm": build.vm(first, second)}
+
+
+def deleted_base(build: Builder) -> dict[str, Any]:
+    """A disk on two deleted snapshots, the lower one with another disk on it."""
+    top = build.disk(1)
+    low = build.snapshot(top, 2)
+    high = build.snapshot(top, 3)
+    beside = build.above(low, 4)
+    build.remove(high)
+    build.remove(low)
+    return {"top": top, "low": low, "high": high, "beside": beside}
+
+
+def copied_snapshot(build: Builder) -> dict[str, Any]:
+    """A snapshot in both repositories, deleted in the other one, where a disk is on it."""
+    disk = build.disk(1)
+    snapshot = build.snapshot(disk, 2)
+    build.agent.ended(build.storage.copy_image("other", snapshot)["job_id"])
+    build.above(snapshot, 3, repo="other")
+    build.remove(snapshot, repo="other")
+    return {"disk": disk, "snapshot": snapshot}
+
+
+def pushed(build: Builder) -> dict[str, Any]:
+    """A disk with little of its own on a deleted snapshot with much, and a raw snapshot below."""
+    top = build.disk(1, strategy="performance")
+    build.snapshot(top, 2)
+    build.write(top, 3, 0, SIZE_BYTES // 2)
+    deleted = build.snapshot(top, 4)
+    build.remove(deleted)
+    return {"top": top, "deleted": deleted}
+
+
+def pulled(build: Builder) -> dict[str, Any]:
+    """A disk with much of its own on a deleted snapshot with little, on a snapshot that stays."""
+    top = build.disk(1)
+    build.snapshot(top, 2)
+    deleted = build.snapshot(top, 3)
+    build.write(top, 4, 0, SIZE_BYTES // 2)
+    build.remove(deleted)
+    return {"top": top, "deleted": deleted}
+
+
+def degraded(build: Builder) -> dict[str, Any]:
+    """A disk that should be fast, on a deleted snapshot that another disk needs too."""
+    disk = build.disk(1)
+    snapshot = build.snapshot(disk, 2)
+    slow = build.above(snapshot, 3, strategy="performance")
+    return {"disk": disk, "snapshot": snapshot, "slow": slow}
+
+
+def backed_up(build: Builder) -> dict[str, Any]:
+    """A snapshot that both repositories have, the disk that goes on from it, and a whole copy of that disk."""
+    disk = build.disk(1)
+    snapshot = build.snapshot(disk, 2)
+    build.agent.ended(build.storage.copy_image("other", snapshot)["job_id"])
+    copied = build.storage.copy_image("other", disk)
+    build.agent.ended(copied["job_id"])
+    build.write(disk, 5, SIZE_BYTES // 2)
+    return {"disk": disk, "snapshot": snapshot, "copied": copied["image_id"]}
+
+
+Build = Callable[[Builder], dict[str, Any]]
