@@ -154,7 +154,8 @@ class Tools:
             return False
 
         def stop() -> Worker:
-            until(find, 30)
+            with prompt():
+                until(find, 30)
             return caught[0]
 
         try:
@@ -163,6 +164,20 @@ class Tools:
             for worker in caught:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.tool, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def prompt() -> Iterator[None]:
+    """Inside the block this thread runs as soon as it can: on a busy machine the tool could end unseen."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:  # not granted here: then the machine must not be too busy
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class Worker(NamedTuple):

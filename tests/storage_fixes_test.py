@@ -143,12 +143,15 @@ def test_committed_work_claims_its_vm_until_it_is_done(shelf: Shelf, state: str)
     vm = Machine(shelf, shelf.repo.name, shelf.disk(), "sysprep")
     vm.stands({}, state=state, committed=True)
     slot = shelf.repo.vm_slot(vm.id)
+    asked = {"active": [], "takeover": False}
+    assert [found["fix"] for found in checking.check(shelf.repo, asked)] == ["mendVm"]
     with pytest.raises(errors.ImageBusy):
         leased_exec._check({"slot": list(slot), "expect": {}})
     claim = {"vm_id": vm.id, "job_id": ids.new(), "kind": "sysprep", "generation": None, "names": {}}
     with pytest.raises(errors.VmRuns):
         vmclaims.claim_vm(shelf.repo, shelf.session, claim)
     vm.stands({}, state="done", committed=True)
+    assert checking.check(shelf.repo, asked) == []
     leased_exec._check({"slot": list(slot), "expect": {}})
 
 
