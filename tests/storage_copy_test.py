@@ -15,7 +15,7 @@ from tests import storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
 from vdsm.jobs import job
-from vdsm.storage import copying, importing, models
+from vdsm.storage import copying, holders, importing, models, reading
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service
@@ -319,6 +319,33 @@ def test_copy_cut_off_by_the_agents_end_is_told_by_the_record(
         assert (status["status"], status["work"]["state"]) == ("broken", "interrupted")
     service.storage.remove_image("other", begun["image_id"])
     assert on(shelf, world).files() == set()
+
+
+def test_work_is_queued_from_its_record_on(service: Service, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the record and the job nobody may take it for a dead agent's (trap 24)."""
+    source, target = shelf.disk(), ids.new()
+    add, seen = service.jobs.add, []
+
+    def look_and_add(request: job.JobRequest) -> job.Info:
+        seen.append(service.storage.get_image_status("main", target)["verdict"]["state"])
+        return add(request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.jobs, "add", look_and_add)
+        copy = service.storage.copy_image("main", source, options={"image_id": target})
+    service.ended(copy["job_id"])
+    assert seen == ["queued"]
+
+
+def test_job_that_ends_after_its_record_was_read_is_read_again(service: Service, shelf: Shelf) -> None:
+    """The agent has seen it end, so the record that says running is an old one (trap 22)."""
+    copy = service.storage.copy_image("main", shelf.disk())
+    service.ended(copy["job_id"])
+    now = reading.status(shelf.repo, {"image_id": copy["image_id"]})
+    work = {**now["record"]["work"], "state": "running"}
+    reads = [{**now, "record": {**now["record"], "work": work}}, now]
+    told, verdict = holders.Holders(service.jobs, 1).judge(lambda: reads.pop(0))
+    assert (told, verdict.state) == (now, "done")
 
 
 def test_queued_work_of_a_dead_agent_is_no_work(service: Service, shelf: Shelf) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests import second_host, storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
-from vdsm.storage import leasing, vmrecords
+from vdsm.storage import vmrecords
 from vdsm.storage.formats import filelayout
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
@@ -232,13 +232,13 @@ def test_fence_of_what_nobody_works_on_counts_the_generation(service: Service, s
 def test_two_takeovers_at_once_are_enough(service: Service, shelf: Shelf) -> None:
     disk = shelf.disk()
     taken = service.storage._leasing._takeovers
-    for _ in range(leasing.TAKEOVERS):
+    for _ in range(2):
         assert taken.acquire(blocking=False)
     try:
         with pytest.raises(errors.Overloaded):
             service.storage.fence_lease("main", disk)
     finally:
-        for _ in range(leasing.TAKEOVERS):
+        for _ in range(2):
             taken.release()
     assert service.storage.fence_lease("main", disk)["generation"] == 2
 
