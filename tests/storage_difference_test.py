@@ -302,7 +302,9 @@ def test_same_request_again_is_the_same_copy(service: Service, shelf: Shelf, oth
 
 def test_base_is_held_until_the_record_names_it(shelf: Shelf, other: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removed and cleaned between the check and the record, it would be gone under the copy (trap 36)."""
-    base = shelf.snapshot(shelf.disk())
+    disk = shelf.disk()
+    base = shelf.snapshot(disk)
+    shelf.remove(disk)  # nobody else needs it
     create, tried = record.create, []
 
     def late(slot: record.Slot, fields: record.Record) -> record.Record:
@@ -369,6 +371,24 @@ def large(service: Service, shelf: Shelf) -> Iterator[tuple[str, str]]:
     yield disk, base
 
 
+def mended(service: Service, image_id: str, ends: str = "done") -> job.Info:
+    """The job of the fix that a check offers for the broken image, as it has ended."""
+    (found,) = [fix for fix in service.storage.check_storage_repository("other") if fix["image_id"] == image_id]
+    assert found["type"] == "mend"
+    fix = {"type": found["type"], "data": found["data"]}
+    return service.ended(service.storage.fix_storage_repository("other", fix)["job_id"], ends)
+
+
+def test_copy_of_a_source_that_has_grown_since_is_not_mended(service: Service, shelf: Shelf, other: Shelf) -> None:
+    disk = shelf.disk()
+    base = copied(service, disk)
+    begun = service.storage.copy_image("other", disk, options={"auto_fix": False}, base_image_id=base)
+    service.storage.resize_virtual_disk("main", disk, 2 * MIB)
+    info = mended(service, begun["image_id"], "failed")
+    assert info["error"]["data"]["key"] == "record_changed"
+    assert other.image(begun["image_id"])["status"] == "broken"
+
+
 @pytest.mark.parametrize("end", ["killed", "aborted"])
 def test_difference_that_ends_half_way_leaves_the_base_whole(
     service: Service, shelf: Shelf, other: Shelf, large: tuple[str, str], end: str
@@ -384,6 +404,10 @@ def test_difference_that_ends_half_way_leaves_the_base_whole(
         image = other.image(begun["image_id"])
         assert (image["status"], image["work"]["state"]) == ("broken", "failed")
         assert image["work"]["names"]["source"] == {"repo": shelf.repo.name, "image_id": disk}
+        assert whole(other, base) == content
+        mended(service, begun["image_id"])
+        assert other.image(begun["image_id"])["status"] == "optimized"
+        assert whole(other, begun["image_id"]) == whole(shelf, disk)
         service.storage.remove_image("other", begun["image_id"])
     else:
         service.jobs.abort(begun["job_id"])

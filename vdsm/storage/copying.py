@@ -75,10 +75,18 @@ class CopyImage(Filling):
         source, target = formats.open(ctx.argument["source"]), self.target(ctx.argument)
         layers = ctx.argument["layers"]
         check_unchanged(source, layers)
+        _check_size(layers[0], ctx.record)
         if ctx.record["base"] is None:
             fill(ctx, target, ctx.record, layers_of(source, layers))
         else:
             fill_difference(ctx, target, ctx.record, layers_of(source, layers))
+
+
+def _check_size(source: record.Record, target: record.Record) -> None:
+    """The source may have grown since the copy was begun, when that is mended later."""
+    if source["size_bytes"] != target["size_bytes"]:
+        now = f"it has {source['size_bytes']} bytes, the copy was begun with {target['size_bytes']}"
+        raise errors.RecordChanged(entity=source["id"], state=now)
 
 
 def _below(repo: Repository, image_id: str) -> list[record.Record]:
