@@ -13,6 +13,7 @@ import referencing.jsonschema
 from tests.sample_verbs import World
 from vdsm import errors, events
 from vdsm.api import discover, dispatch
+from vdsm.client import transport
 from vdsm.tool import reference
 
 OFFICIAL = Path(__file__).resolve().parent / "data" / "openrpc"
@@ -132,9 +133,23 @@ def test_events_are_described(document: dict[str, Any]) -> None:
 # -- the agent's own ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def agents_document() -> dict[str, Any]:
     return reference.document()
+
+
+def test_a_running_agent_serves_what_the_reference_is_made_from(
+    agent: transport.Client, agents_document: dict[str, Any]
+) -> None:
+    served = agent.call("rpc.discover")
+    assert official().is_valid(served)
+    for made in (served, agents_document):
+        for method in made["methods"]:
+            method["params"] = [(param["name"], param["required"], param["description"]) for param in method["params"]]
+            del method["result"]  # its schema is the library's business
+    assert served["methods"] == agents_document["methods"]
+    assert served["components"]["errors"] == agents_document["components"]["errors"]
+    assert served["x-events"] == agents_document["x-events"]
 
 
 def test_the_agents_document_holds_together(agents_document: dict[str, Any]) -> None:
