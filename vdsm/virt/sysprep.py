@@ -15,12 +15,12 @@ An abort, up to the commit, leaves the VM untouched.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vdsm import leases, record, storage
+from vdsm import storage
 from vdsm.jobs import worker
-from vdsm.virt import guestfs
+from vdsm.virt import guestfs, wholevm
 
 KIND = "sysprep"
-OVERLAY, COMMIT = "overlay", "commit"
+OVERLAY = "overlay"
 _OVERLAY_FORMAT = "qcow2"
 
 
@@ -38,18 +38,11 @@ class _Disk(NamedTuple):
 
 
 @worker.body(KIND)
-class Sysprep(worker.Body):
+class Sysprep(wholevm.WholeVm):
     """argument: vm_slot, leases (of the disks and their chains), accelerated, scratch_dir, and disks: [{repository (a
     description), image_id, change}...]."""
 
-    job_type = "virt"
-    stages = (OVERLAY, guestfs.EXAMINE, guestfs.SYSPREP, COMMIT)
-
-    def entity(self, argument: worker.Argument) -> record.Slot:
-        return record.Slot(*argument["vm_slot"])
-
-    def leases(self, argument: worker.Argument) -> list[leases.Lease]:
-        return [self.entity(argument).data_lease(), *(leases.Lease(*wanted) for wanted in argument["leases"])]
+    stages = (OVERLAY, guestfs.EXAMINE, guestfs.SYSPREP, wholevm.COMMIT)
 
     def run(self, ctx: worker.Context) -> None:
         disks = list(_disks(ctx.argument))
@@ -59,11 +52,7 @@ class Sysprep(worker.Body):
         for disk in disks:
             storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
         guestfs.sysprep(ctx, [(disk.path, _OVERLAY_FORMAT) for disk in disks])
-        for disk in disks:
-            ctx.flush(disk.path)
-        ctx.stage(COMMIT)
-        ctx.commit(lambda known: known)
-        self.roll_forward(ctx)
+        self.decide(ctx, [disk.path for disk in disks])
 
     def roll_forward(self, ctx: worker.Context) -> None:
         for disk in _disks(ctx.argument):

@@ -16,12 +16,11 @@ The new images are snapshots from the start: complete ones never change.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vdsm import leases, record, storage
+from vdsm import record, storage
 from vdsm.jobs import worker
-from vdsm.virt import guestfs
+from vdsm.virt import guestfs, wholevm
 
 KIND = "makeTemplate"
-COMMIT = "commit"
 
 
 class _Copy(NamedTuple):
@@ -42,18 +41,11 @@ class _Copy(NamedTuple):
 
 
 @worker.body(KIND)
-class MakeTemplate(worker.Body):
+class MakeTemplate(wholevm.WholeVm):
     """argument: vm_slot, leases (of the disks and their chains, shared), accelerated, scratch_dir, and copies:
     [{target, source (descriptions), layers (records of the source's chain as planned), fields}...]."""
 
-    job_type = "virt"
-    stages = (*storage.copying.STAGES, guestfs.EXAMINE, guestfs.SYSPREP, COMMIT)
-
-    def entity(self, argument: worker.Argument) -> record.Slot:
-        return record.Slot(*argument["vm_slot"])
-
-    def leases(self, argument: worker.Argument) -> list[leases.Lease]:
-        return [self.entity(argument).data_lease(), *(leases.Lease(*wanted) for wanted in argument["leases"])]
+    stages = (*storage.copying.STAGES, guestfs.EXAMINE, guestfs.SYSPREP, wholevm.COMMIT)
 
     def run(self, ctx: worker.Context) -> None:
         copies = list(_copies(ctx.argument))
@@ -65,11 +57,7 @@ class MakeTemplate(worker.Body):
             layers = storage.copying.layers_of(copy.source, copy.chain)
             storage.copying.fill(ctx, copy.repo, image, layers)
         guestfs.sysprep(ctx, [(copy.path, copy.fields["data"]["format"]) for copy in copies])
-        for copy in copies:
-            ctx.flush(copy.path)
-        ctx.stage(COMMIT)
-        ctx.commit(lambda known: known)
-        self.roll_forward(ctx)
+        self.decide(ctx, [copy.path for copy in copies])
 
     def roll_forward(self, ctx: worker.Context) -> None:
         for copy in _copies(ctx.argument):
