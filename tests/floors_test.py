@@ -38,7 +38,7 @@ FLOORS: list[dict[str, list[str]]] = [
         "client": ["vdsm.client"],
         "helper client": ["supervdsm.client", "vdsm.roothelper"],
     },
-    {"jobs": ["vdsm.jobs"]},
+    {"jobs": ["vdsm.jobs"], "hooks": ["vdsm.hooks"]},
     {"storage": ["vdsm.storage"], "host": ["vdsm.host"]},
     {"virt": ["vdsm.virt"]},
     {"api": ["vdsm.api"]},
@@ -55,6 +55,7 @@ LEAN = {
     "vdsm.record": set(),
     "vdsm.leased_exec": {"sanlock"},
     "vdsm.client": set(),
+    "vdsm.hooks.scripts": set(),
     "supervdsm": set(),
 }
 # One importer for each of these.

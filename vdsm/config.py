@@ -130,6 +130,17 @@ class Virt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hooks:
+    # Directories with hook scripts, one for each point and named by it. They, the scripts and every directory above
+    # belong to root or the agent's user, and nobody else can write there; otherwise the scripts are refused.
+    dir: str = "/usr/libexec/vdsm/hooks"
+    # How long (seconds) one script may take; then it is killed with all it has started.
+    script_deadline_s: float = 30.0
+    # How long all scripts of one point may take together. A verb waits for its hooks, and clients for their verbs.
+    point_deadline_s: float = 45.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Helper:
     # supervdsmd's socket.
     socket: str = "/run/vdsm/svdsm.sock"
@@ -153,6 +164,7 @@ class Config:
     storage: Storage = Storage()
     sanlock: Sanlock = Sanlock()
     virt: Virt = Virt()
+    hooks: Hooks = Hooks()
     helper: Helper = Helper()
     log: Log = Log()
 

@@ -525,3 +525,12 @@ class ForeignVm(Conflict):
     code, key = 10054, "foreign_vm"
     message = "Domain {name} ({vm_id}) was not started by this agent"
     hint = "It is shown and never touched. Use the tool that started it."
+
+
+# -- hooks -----------------------------------------------------------------------------------------------------------
+
+
+class HookFailed(Failed):
+    code, key = 1500, "hook_failed"
+    message = "Hook script {script} of {point} failed: {reason}"
+    hint = "Mend the script or take its executable bit away; the facts have the end of what it said."
