@@ -102,6 +102,7 @@ LIBVIRT = """
   </arch></guest>
 </capabilities>
 """
+HOOKS = {"before_vm_start": {"50_numa": {"checksum": "0" * 64}}}
 STRINGS = ["uuid", "hostName", "software_version", "kernelArgs", "boot_uuid", "cpuModel", "cpuSpeed", "cpuFlags"]
 STRINGS += ["cpuThreads", "cpuCores", "cpuSockets", "onlineCpus", "memSize", "kvmEnabled"]
 OTHERS = ["hostID", "operatingSystem", "emulatedMachines", "packages2", "repositoryFormats", "hooks", "reasons"]
@@ -122,6 +123,7 @@ def sources(**changes: Any) -> capabilities.Sources:
         "hardware": lambda: {"systemUUID": UUID},
         "domain_type": lambda: "qemu",
         "hypervisor_xml": lambda: LIBVIRT,
+        "hooks": lambda: HOOKS,
     }
     return capabilities.Sources(**given | changes)
 
@@ -190,7 +192,7 @@ def test_capabilities_of_a_known_host_are_exact(root: Path) -> None:
         "kvmEnabled": "false",
         "emulatedMachines": ["pc-q35-7.2", "q35"],
         "repositoryFormats": ["localfs-1.0"],
-        "hooks": {},
+        "hooks": HOOKS,
     }
 
 

@@ -24,6 +24,7 @@ from tests import sanlock_fixture
 from tests.slot_storage import SlotStorage
 from tests.until import until
 from vdsm import config, events, hypervisor, ids, leases, standalone, virt
+from vdsm.hooks import runner
 from vdsm.standalone import daemons
 from vdsm.virt import qemu
 
@@ -95,7 +96,8 @@ class Host:
         log = events.EventLog()
         log.subscribe(self.seen.append)
         self.libvirt = libvirt or hypervisor.Hypervisor(self.settings.virt.libvirt_uri)
-        self.machines = virt.Machines(self.settings, log, self.libvirt, self.storage, None)
+        scripts = runner.Runner(self.settings.hooks)
+        self.machines = virt.Machines(self.settings, log, self.libvirt, self.storage, None, scripts)
         self.machines.start()
 
     def stop(self) -> None:

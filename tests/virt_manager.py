@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.slot_storage import SlotStorage
 from vdsm import config, events, hypervisor, virt
+from vdsm.hooks import runner
 
 
 class Halting(hypervisor.Hypervisor):
@@ -38,7 +39,12 @@ def main() -> None:
     log = events.EventLog()
     log.subscribe(lambda event: print(event.params["status"], flush=True))
     machines = virt.Machines(
-        settings, log, libvirt, SlotStorage(Path(directory), name, Path(directory).stat().st_gid), None
+        settings,
+        log,
+        libvirt,
+        SlotStorage(Path(directory), name, Path(directory).stat().st_gid),
+        None,
+        runner.Runner(settings.hooks),
     )
     machines.start()
     machines.create(json.loads(wanted))

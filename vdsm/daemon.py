@@ -22,6 +22,7 @@ from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
 from vdsm.api import certificates, host, job, lease, pools, server, shapes, verb, vm
 from vdsm.api import storage as storage_verbs
+from vdsm.hooks import runner
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker
 
@@ -48,7 +49,8 @@ class Agent:
         self.jobs = registry.Registry(self.pool, self.events, settings.jobs.autodelete_s)
         self.storage = storage.Storage(settings, self.events, self.forks, self.jobs, self.helper)
         self.hypervisor = hypervisor.Hypervisor(settings.virt.libvirt_uri)
-        self.machines = virt.Machines(settings, self.events, self.hypervisor, self.storage, self.jobs)
+        self.hooks = runner.Runner(settings.hooks)
+        self.machines = virt.Machines(settings, self.events, self.hypervisor, self.storage, self.jobs, self.hooks)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -61,9 +63,11 @@ class Agent:
 
     def _services(self) -> list[tuple[Callable[[], object], Callable[[], object]]]:
         return [
+            (self.hooks.start, self.hooks.stop),
             (self.forks.start, self.forks.stop),
             (self.storage.start, self.storage.stop),
             (self.pool.start, self.pool.stop),
+            (lambda: None, self.hooks.cancel),
             (self.machines.start, self.machines.stop),
         ]
 
@@ -77,6 +81,7 @@ class Agent:
             hardware=lambda: hardware.read(self.helper),
             domain_type=self.machines.domain_type,
             hypervisor_xml=self.hypervisor.capabilities,
+            hooks=self.hooks.report,
         )
 
     def verbs(self, threads: pools.Pools) -> verb.Verbs:

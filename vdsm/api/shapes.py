@@ -68,6 +68,23 @@ class HostEvent(verb.Result):
     expires: float | None = pydantic.Field(None, description="only with loaded: until when, in seconds since 1970")
 
 
+class HookScript(verb.Result):
+    """How one hook script ended."""
+
+    script: str = pydantic.Field(description="its file's name")
+    exit: int | None = pydantic.Field(description="exit code; negative: ended by that signal; null: killed, or not run")
+    seconds: float = pydantic.Field(description="how long it took")
+    problem: str | None = pydantic.Field(description="why it counts as failed; null: it did its work")
+    stderr: str = pydantic.Field(description="the end of what it wrote to its standard error")
+
+
+class HookEvent(verb.Result):
+    """Hook scripts have run for the VM that is the subject."""
+
+    point: str = pydantic.Field(description="the hook point")
+    scripts: list[HookScript] = pydantic.Field(description="in the order in which they ran")
+
+
 class Gap(verb.Result):
     """Events that this subscriber will not get: read the state of things anew."""
 
@@ -82,6 +99,7 @@ MODELS: Mapping[str, type[verb.Result]] = {
     "image": ImageEvent,
     "repository": RepositoryEvent,
     "host": HostEvent,
+    "hook": HookEvent,
     "gap": Gap,
 }
 
@@ -97,4 +115,5 @@ SHAPES: Mapping[str, notify.Shape] = {
     "image": camel,
     "repository": camel,
     "host": camel,
+    "hook": camel,
 }

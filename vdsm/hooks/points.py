@@ -12,16 +12,21 @@ from typing import Literal
 class Point:
     """`data` is what a script finds in a file: the domain's XML (named by `_hook_domxml`), a JSON document (named by
     `_hook_json`), or no file at all. `may_change`: what scripts leave in the file is what the agent goes on with.
-    `may_veto`: a script that fails makes the operation fail. `launch_flags`: scripts may leave flags for the start."""
+    `may_veto`: a script that fails makes the operation fail. `launch_flags`: those of libvirt's flags for the start
+    that scripts may set."""
 
     name: str
     data: Literal["domxml", "json", "none"]
     may_change: bool = False
     may_veto: bool = False
-    launch_flags: bool = False
+    launch_flags: int = 0
 
 
-BEFORE_VM_START = Point("before_vm_start", "domxml", may_change=True, may_veto=True, launch_flags=True)
+# libvirt's VIR_DOMAIN_START_PAUSED. The others mean nothing here: domains are transient.
+START_PAUSED = 1
+
+
+BEFORE_VM_START = Point("before_vm_start", "domxml", may_change=True, may_veto=True, launch_flags=START_PAUSED)
 AFTER_VM_START = Point("after_vm_start", "domxml")
 BEFORE_VM_CONT = Point("before_vm_cont", "domxml", may_veto=True)
 AFTER_VM_CONT = Point("after_vm_cont", "domxml")

@@ -9,7 +9,7 @@ Killed by a signal, killed at the deadline, files that cannot be used: failed as
 (`installed`) has failed too: nobody shall believe that it was asked. What failure means is the point's business: where
 scripts may veto, the operation fails (`Outcome.check`), elsewhere it is told and no more.
 
-The files are in a directory of this run's own, which only the agent's user can enter, and which ends with the run. When
+Each script has its files in a directory of its own, which only the agent's user can enter, and which ends with it. When
 the agent dies, the scripts die with it; a directory of a few KiB stays among the temporary files.
 """
 
@@ -135,83 +135,90 @@ class Runner:
         scripts = installed.scripts(self._root / point.name)
         if not scripts:
             return Outcome(point, None, 0, ())
-        text = data() if data is not None else ""
-        try:
-            with tempfile.TemporaryDirectory(prefix="vdsm-hook-") as directory:
-                files = _Files(Path(directory), point, text, check)
-                env = environment.build(properties or {}, vm_id, files.by_variable)
-                results = tuple(self._each(scripts, files, env, unwanted))
-        except OSError as error:
-            raise errors.HookFailed(point=point.name, script="", reason=f"cannot be run: {error}") from error
-        for result in results:
-            _tell(point, result)
-        return Outcome(point, files.text if point.data != "none" else None, files.flags, results)
+        chain = _Chain(
+            point,
+            data() if data is not None else "",
+            check or (lambda _: None),
+            lambda files: environment.build(properties or {}, vm_id, files),
+            lambda: self._stopping.is_set() or unwanted(),
+        )
+        results = tuple(self._each(scripts, chain))
+        return Outcome(point, chain.text if point.data != "none" else None, chain.flags, results)
 
-    def _each(
-        self, scripts: list[installed.Script], files: "_Files", env: Mapping[str, str], unwanted: Callable[[], bool]
-    ) -> Iterator[Result]:
-        def stops() -> bool:
-            return self._stopping.is_set() or unwanted()
-
+    def _each(self, scripts: list[installed.Script], chain: "_Chain") -> Iterator[Result]:
         deadline = time.monotonic() + self._point_s
         for script in scripts:
             left_s = min(self._script_s, deadline - time.monotonic())
-            if script.refused is not None:
-                yield Result(script.name, None, 0.0, f"it is not run: {script.refused}", "")
-                continue
-            if left_s <= 0:
-                yield Result(script.name, None, 0.0, f"it is not run: the scripts before it took {self._point_s} s", "")
-                continue
-            result = files.judge(script, process.run(script.path, env, left_s, stops))
+            late = f"the scripts before it took {self._point_s} s" if left_s <= 0 else None
+            refused = script.refused or late
+            if refused is not None:
+                result = Result(script.name, None, 0.0, f"it is not run: {refused}", "")
+            else:
+                result = chain.run(script, left_s)
+            _tell(chain.point, result)
             yield result
-            if result.exit_code == STOP or stops():
+            if result.exit_code == STOP or chain.unwanted():
                 return
 
 
-class _Files:
-    """What scripts read and write: put back after each that failed, so that the next one finds something usable."""
+class _Chain:
+    """What goes from script to script. Each has files of its own, so that none finds what a failed one left."""
 
-    def __init__(self, directory: Path, point: points.Point, text: str, check: Check | None) -> None:
-        self.text, self.flags = text, 0
-        self._point = point
+    def __init__(
+        self,
+        point: points.Point,
+        text: str,
+        check: Check,
+        environment_with: Callable[[Mapping[str, Path]], dict[str, str]],
+        unwanted: Callable[[], bool],
+    ) -> None:
+        self.point, self.text, self.flags = point, text, 0
+        self.unwanted = unwanted
         self._check = check
-        self._data = directory / point.data
-        self._flags = directory / "launchflags"
-        self.by_variable = {}
-        if point.data != "none":
-            self.by_variable[VARIABLES[point.data]] = self._data
-        if point.launch_flags:
-            self.by_variable[FLAGS_VARIABLE] = self._flags
-        self._put()
+        self._environment_with = environment_with
 
-    def judge(self, script: installed.Script, ended: process.Ended) -> Result:
-        """How the script did; takes over what it left if it did well."""
-        problem = _problem(ended)
-        if problem is None:
-            try:
-                self._take()
-            except (ValueError, OSError) as error:
-                problem = f"what it left is not taken: {error}"
-        if problem is not None:
-            self._put()
+    def run(self, script: installed.Script, timeout_s: float) -> Result:
+        """How the script did; takes over what it left if it did well. Raises `HookFailed` when it cannot be run."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="vdsm-hook-", ignore_cleanup_errors=True) as directory:
+                files = self._write(Path(directory))
+                ended = process.run(script.path, self._environment_with(files), timeout_s, self.unwanted)
+                problem = _problem(ended) or self._take(files)
+        except OSError as error:
+            raise errors.HookFailed(point=self.point.name, script=script.name, reason=f"not run: {error}") from error
         return Result(script.name, ended.exit_code, ended.seconds, problem, ended.stderr)
 
-    def _take(self) -> None:
-        if self._point.data != "none":
-            text = _read(self._data)
-            _PARSERS[self._point.data](text)
-            if self._check is not None:
-                self._check(text)
-        if self._point.launch_flags:
-            self.flags = int(_read(self._flags))
-        if self._point.data != "none" and self._point.may_change:
-            self.text = text
+    def _write(self, directory: Path) -> dict[str, Path]:
+        """{variable: file}"""
+        contents: dict[str, str] = {}
+        if self.point.data != "none":
+            contents[VARIABLES[self.point.data]] = self.text
+        if self.point.launch_flags:
+            contents[FLAGS_VARIABLE] = str(self.flags)
+        for variable, content in contents.items():
+            (directory / variable).write_text(content, encoding="utf-8")
+        return {variable: directory / variable for variable in contents}
 
-    def _put(self) -> None:
-        contents = {self._data: self.text, self._flags: str(self.flags)}
-        for path in self.by_variable.values():
-            path.unlink(missing_ok=True)
-            path.write_text(contents[path], encoding="utf-8")
+    def _take(self, files: Mapping[str, Path]) -> str | None:
+        """The reason why what the script left cannot be taken, None when it was."""
+        try:
+            text = self._read_data(files) if self.point.data != "none" else ""
+            flags = int(_read(files[FLAGS_VARIABLE])) if self.point.launch_flags else 0
+            if flags & ~self.point.launch_flags:
+                raise ValueError(f"launch flags {flags}; of them only {self.point.launch_flags} means something here")
+        except (ValueError, OSError) as error:
+            return f"what it left is not taken: {error}"
+        self.flags = flags
+        if self.point.may_change:
+            self.text = text
+        return None
+
+    def _read_data(self, files: Mapping[str, Path]) -> str:
+        text = _read(files[VARIABLES[self.point.data]])
+        if self.point.may_change:
+            _PARSERS[self.point.data](text)
+            self._check(text)
+        return text
 
 
 def _read(path: Path) -> str:

@@ -40,6 +40,8 @@ class Sources:
     domain_type: Callable[[], str]
     # libvirt's capabilities document.
     hypervisor_xml: Callable[[], str]
+    # {hook point: {script: {"checksum": ...}}}
+    hooks: Callable[[], Mapping[str, Any]]
 
 
 def read(sources: Sources, root: Path = Path("/")) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _readers(sources: Sources, root: Path) -> dict[str, Callable[[], Any]]:
         "emulatedMachines": lambda: _machines(sources.hypervisor_xml()),
         "packages2": packages.versions,
         "repositoryFormats": lambda: list(sources.repository_formats),
-        "hooks": dict,
+        "hooks": sources.hooks,
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vdsm import config
+from vdsm.hooks import points
 from vdsm.standalone import layout
 
 USER = "vdsm"
@@ -104,6 +105,8 @@ def make_directories(place: layout.Layout) -> None:
         directory.mkdir(mode=0o755)
     for directory in (place.imports, place.storage, place.boot):
         directory.mkdir(mode=0o755)
+    for directory in (place.hooks, *(place.hooks / name for name in points.POINTS)):
+        directory.mkdir(mode=0o755)
     place.libvirt.mkdir(mode=0o755)
     for name in ("etc", "lib", "cache", "log", "run"):
         (place.libvirt / name).mkdir(mode=0o755)
@@ -164,6 +167,7 @@ def agent_options(place: layout.Layout) -> dict[str, dict[str, Any]]:
             "console_dir": str(place.console),
             "boot_dirs": ["/boot", str(place.boot)],
         },
+        "hooks": {"dir": str(place.hooks)},
         "helper": {"socket": str(place.helper_socket)},
     }
 

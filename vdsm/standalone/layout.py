@@ -91,6 +91,11 @@ class Layout:
         return self.run_dir / "console"
 
     @property
+    def hooks(self) -> Path:
+        """`hooks.dir`: a directory for each hook point."""
+        return self.run_dir / "hooks"
+
+    @property
     def scratch(self) -> Path:
         return self.run_dir / "tmp"
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from vdsm import config, errors, events, hypervisor, logs, periodic, storage
+from vdsm.hooks import environment, runner
 from vdsm.jobs import registry
 from vdsm.virt import (
     differences,
@@ -23,6 +24,7 @@ from vdsm.virt import (
     states,
     table,
     vm,
+    vmhooks,
     vmjobs,
     vmrecord,
 )
@@ -45,7 +47,7 @@ def preload() -> list[str]:
 
 
 class Machines:
-    """All VMs of this host. `jobs` is what VM jobs are registered with."""
+    """All VMs of this host. `jobs` is what VM jobs are registered with, `scripts` runs hook scripts."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Machines:
         libvirt: hypervisor.Hypervisor,
         service: storage.Storage,
         jobs: registry.Registry,
+        scripts: runner.Runner,
     ) -> None:
         self._settings = settings
         self._storage = service
@@ -71,9 +74,14 @@ class Machines:
             self._most_vms,
         )
         self._records = vmrecord.VmRecords(service, settings.host.name)
-        self._ends = endings.Endings(self._table, self._records)
-        self._launcher = launch.Launcher(settings, libvirt, service, self._records, self._ends, self._domain_type)
-        self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher)
+        self._hooks = vmhooks.VmHooks(
+            settings, scripts, libvirt, lambda vm_id, params: event_log.publish("hook", vm_id, params)
+        )
+        self._ends = endings.Endings(self._table, self._records, self._hooks)
+        self._launcher = launch.Launcher(
+            settings, libvirt, service, self._records, self._ends, self._domain_type, self._hooks
+        )
+        self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher, self._hooks)
         self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, lambda: self._compare(patience_s=0))
         self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s)
         self._reconciler = periodic.Periodic("vm comparison", settings.virt.reconcile_s, self._reconcile_if_connected)
@@ -117,6 +125,7 @@ class Machines:
         self._reconciler.stop(STOP_GRACE_S)
         self._libvirt.stop()
         self._watcher.stop()
+        self._hooks.stop()
         self._records.stop()
 
     def _most_vms(self) -> int:
@@ -133,6 +142,7 @@ class Machines:
         destroyed. Raises `InvalidParameters`, `PathNotAllowed`, `VmExists`, `Overloaded`, `HypervisorUnavailable`.
         """
         parsed = spec.VmSpec.parse(wanted)
+        environment.check(parsed.custom_properties)
         if not self._libvirt.connected:
             raise errors.HypervisorUnavailable(reason="no VM can be started now")
         launch.boot_files(parsed, self._settings.virt.boot_dirs)

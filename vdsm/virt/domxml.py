@@ -10,7 +10,8 @@ our own namespace:
     disks       as the VM's record names them: [{"repo": persistent name, "image_id"}, ...]
     leases      what QEMU must hold: [[lockspace, name, path, offset, shared], ...]
     created     when VM.create was called, seconds since 1970
-    launched    false until the guest was resumed for the first time
+    launched    false until the launch was over: the guest was resumed for the first time, or shall wait
+    paused      the launch leaves the guest stopped, as a hook script asked for
 """
 
 import dataclasses
@@ -53,6 +54,7 @@ class Metadata:
     leases: tuple[leases.Lease, ...]
     created: float
     launched: bool = False
+    paused: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,15 @@ def metadata_xml(metadata: Metadata) -> str:
     return ET.tostring(element, encoding="unicode")
 
 
+def with_metadata(xml: str, metadata: Metadata) -> str:
+    """The domain's XML with this instead of the metadata that it has."""
+    domain = ET.fromstring(xml)
+    place = domain.find(f"metadata/{{{NAMESPACE}}}vm")
+    assert place is not None
+    place.text = _metadata(metadata).text
+    return ET.tostring(domain, encoding="unicode")
+
+
 def parse_metadata(xml: str) -> Metadata:
     """What `build` put into the metadata. Raises ValueError when it is not that."""
     try:
@@ -121,6 +132,7 @@ def parse_metadata(xml: str) -> Metadata:
             leases=tuple(leases.Lease(*lease) for lease in found["leases"]),
             created=found["created"],
             launched=found["launched"],
+            paused=found.get("paused", False),
         )
     except (ET.ParseError, KeyError, TypeError) as error:
         raise ValueError(f"not our metadata: {error!r}") from error
@@ -149,6 +161,7 @@ class Live:
 
     agent_connected: bool
     vnc_port: int | None
+    xml: str  # all of it
 
 
 def parse_live(xml: str) -> Live:
@@ -160,6 +173,7 @@ def parse_live(xml: str) -> Live:
     return Live(
         agent_connected=channel is not None and channel.get("state") == "connected",
         vnc_port=None if port in (None, "-1") else int(port or 0),
+        xml=xml,
     )
 
 
@@ -183,6 +197,7 @@ def _metadata(metadata: Metadata) -> ET.Element:
             "leases": [list(lease) for lease in metadata.leases],
             "created": metadata.created,
             "launched": metadata.launched,
+            "paused": metadata.paused,
         }
     )
     return element

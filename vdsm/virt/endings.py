@@ -1,19 +1,21 @@
 """The end of a VM: it goes Down with a reason, once, and its record learns of it."""
 
 from vdsm import errors
-from vdsm.virt import states, table, vm, vmrecord
+from vdsm.virt import states, table, vm, vmhooks, vmrecord
 
 
 class Endings:
     """Called by events, launches, verbs and comparisons, whoever sees it first."""
 
-    def __init__(self, vms: table.Table, records: vmrecord.VmRecords) -> None:
+    def __init__(self, vms: table.Table, records: vmrecord.VmRecords, hooks: vmhooks.VmHooks) -> None:
         self._vms = vms
         self._records = records
+        self._hooks = hooks
 
     def end(self, known: vm.Vm, ending: states.Ending, error: errors.VdsmError | None = None) -> None:
         if known.end(ending, error):
             self._records.ended(known)
+            self._hooks.ended(known)
 
     def gone(self, known: vm.Vm) -> None:
         """Its domain is not there, and nobody said why: it ended while libvirt or this agent was away."""

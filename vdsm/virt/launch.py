@@ -3,12 +3,14 @@
     plan the disks          storage: paths, chains, leases, what the records say
     ensure the VM's record  storage
     prepare                 kernel paths, console log
+    hook scripts            before_vm_start: may change the domain, or veto
     create                  libvirt starts the launcher, which takes the leases, rereads the records and becomes QEMU,
                             the guest stopped
     compare leases          what the process holds with the plan
     record the start        storage
     mark                    the domain's metadata says that the launch is done
     resume
+    hook scripts            after_vm_start: behind, the launch is done
 
 When a step fails nothing is left but the VM's record, and the VM is Down with the reason. When the agent dies on the
 way there is either no QEMU, or a stopped one with all its leases and unmarked: the next agent takes it from "compare
@@ -24,8 +26,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vdsm import config, errors, hypervisor, logs, storage, undo
-from vdsm.virt import domaintype, domxml, endings, plans, spec, states, vm, vmrecord
-from vdsm.virt.states import ExitReason
+from vdsm.hooks import points
+from vdsm.virt import domaintype, domxml, endings, plans, spec, states, vm, vmhooks, vmrecord
+from vdsm.virt.states import ExitReason, State
 
 _log = logs.get("virt.launch")
 
@@ -51,6 +54,7 @@ class Launcher:
         records: vmrecord.VmRecords,
         ends: endings.Endings,
         domain_type: domaintype.DomainType,
+        hooks: vmhooks.VmHooks,
     ) -> None:
         self._settings = settings
         self._libvirt = libvirt
@@ -58,6 +62,7 @@ class Launcher:
         self._records = records
         self._ends = ends
         self._domain_type = domain_type
+        self._hooks = hooks
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[str, concurrent.futures.Future[None]] = {}
@@ -123,6 +128,8 @@ class Launcher:
                 _log.exception("the launch failed")
                 unexpected = errors.Unexpected(reason=type(error).__name__)
                 self._ends.end(known, states.Ending(1, ExitReason.START_FAILED, str(unexpected)), unexpected)
+            else:
+                self._hooks.started(known)
             self._done(known)
 
     def _attempt(self, known: vm.Vm, steps: Callable[[vm.Vm, undo.Stack], None], undos: undo.Stack) -> None:
@@ -142,7 +149,9 @@ class Launcher:
         lease_plan = self._plan_leases(known, disks)
         ground = self._prepare(known, undos)
         _check_wanted(known)
-        self._create(known, disks, lease_plan, ground, undos)
+        orders = lease_plan.to_launcher(self._settings) if lease_plan is not None else None
+        xml = self._ask_hooks(known, domxml.build(known.metadata(launched=False), disks, orders, ground))
+        self._create(known, xml, undos)
         self._release(known, lambda: self._records.started(known))
 
     def _plan_leases(self, known: vm.Vm, disks: Sequence[storage.DiskPlan]) -> plans.LeasePlan | None:
@@ -167,16 +176,18 @@ class Launcher:
         virt = self._settings.virt
         return domxml.Ground(self._domain_type.get(), virt.launcher, virt.emulator, console_log, kernel, initrd)
 
-    def _create(
-        self,
-        known: vm.Vm,
-        disks: Sequence[storage.DiskPlan],
-        lease_plan: plans.LeasePlan | None,
-        ground: domxml.Ground,
-        undos: undo.Stack,
-    ) -> None:
-        orders = lease_plan.to_launcher(self._settings) if lease_plan is not None else None
-        xml = domxml.build(known.metadata(launched=False), disks, orders, ground)
+    def _ask_hooks(self, known: vm.Vm, planned: str) -> str:
+        """The domain as hook scripts want it. Raises `HookFailed`."""
+        outcome = self._hooks.before_start(known, planned, lambda: known.given_up.is_set() or self._stopping.is_set())
+        _check_wanted(known)  # before the outcome, which tells of scripts that were killed for it
+        outcome.check()
+        xml = planned if outcome.data is None else outcome.data
+        if outcome.launch_flags & points.START_PAUSED:
+            known.stays_paused = True
+            xml = domxml.with_metadata(xml, known.metadata(launched=False))
+        return xml
+
+    def _create(self, known: vm.Vm, xml: str, undos: undo.Stack) -> None:
         try:
             self._libvirt.create_paused(xml, known.id, fresh_nvram=known.spec.firmware == "uefi")
         except errors.HypervisorFailed as error:
@@ -198,14 +209,14 @@ class Launcher:
                 known.learn(domxml.parse_live(self._libvirt.xml(known.id)))
                 known.find_pid()
                 _check_wanted(known)
-                if self._libvirt.state(known.id).state == "paused":
+                if not known.stays_paused and self._libvirt.state(known.id).state == "paused":
                     self._libvirt.resume(known.id)
                 break
             except errors.HypervisorUnavailable:
                 self._await_libvirt()
         with known.lock:
             known.boots()
-            known.move(known.running_state(), "started")
+            known.move(State.PAUSED if known.stays_paused else known.running_state(), "started")
 
     def _go_on(self, known: vm.Vm, undos: undo.Stack) -> None:
         undos.push("destroy the domain", lambda: self._libvirt.destroy(known.id))

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from vdsm import errors, hypervisor, logs
-from vdsm.virt import endings, guestagent, launch, states, table, vm, vmrecord
+from vdsm.hooks import points
+from vdsm.virt import endings, guestagent, launch, states, table, vm, vmhooks, vmrecord
 from vdsm.virt.states import ExitReason, State
 
 _log = logs.get("virt.power")
@@ -22,29 +23,35 @@ class Power:
         ends: endings.Endings,
         records: vmrecord.VmRecords,
         launcher: launch.Launcher,
+        hooks: vmhooks.VmHooks,
     ) -> None:
         self._libvirt = libvirt
         self._vms = vms
         self._ends = ends
         self._records = records
         self._launcher = launcher
+        self._hooks = hooks
 
     def pause(self, vm_id: str) -> vm.Vm:
-        """Stops the guest's CPUs. The VM keeps its leases."""
+        """Stops the guest's CPUs. The VM keeps its leases. Raises `HookFailed`: then nothing was changed."""
         known = self._vms.get(vm_id)
         known.require("pause", states.RUNNING)
+        self._hooks.before(points.BEFORE_VM_PAUSE, known)
         with self._because(known, "paused on request"):
             self._libvirt.suspend(known.id)
+        self._hooks.after(points.AFTER_VM_PAUSE, known)
         return known
 
     def cont(self, vm_id: str) -> vm.Vm:
-        """Lets the guest run on. Raises `VmLeaseMismatch`: then it stays paused."""
+        """Lets the guest run on. Raises `VmLeaseMismatch`, `HookFailed`: then it stays paused."""
         known = self._vms.get(vm_id)
         known.require("cont", {State.PAUSED})
+        self._hooks.before(points.BEFORE_VM_CONT, known)
         known.check_leases()
         known.pause_code = None
         with self._because(known, "continued on request"):
             self._libvirt.resume(known.id)
+        self._hooks.after(points.AFTER_VM_CONT, known)
         return known
 
     def reset(self, vm_id: str) -> vm.Vm:
@@ -88,6 +95,8 @@ class Power:
         known.asked = states.Ending(0, ExitReason.ADMIN_SHUTDOWN, "destroyed on request")
         if known.launching:
             self._launcher.give_up(known, LAUNCH_GRACE_S)
+        if known.state != State.DOWN:
+            self._hooks.before_end(known)
         self._end_domain(known)
         self._ends.end(known, known.asked)
         try:
@@ -95,6 +104,8 @@ class Power:
         except errors.VdsmError as error:
             _log.warning("VM %s: its record does not say how it ended: %s", known.id, error)
         self._launcher.remove_console_log(known)
+        # Whoever starts the VM again must not have the scripts of this life clean up under it.
+        self._hooks.settle(known)
         self._vms.forget(known)
 
     def kill(self, known: vm.Vm, reason: str) -> None:

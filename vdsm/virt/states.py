@@ -31,7 +31,7 @@ _RUNNING = {State.POWERING_UP, State.UP}
 MOVES: dict[State, frozenset[State]] = {
     state: frozenset((_ANY_TIME | more) - {state})
     for state, more in {
-        State.WAIT_FOR_LAUNCH: _RUNNING | {State.RESTORING_STATE, State.MIGRATION_DESTINATION},
+        State.WAIT_FOR_LAUNCH: _RUNNING | {State.PAUSED, State.RESTORING_STATE, State.MIGRATION_DESTINATION},
         State.POWERING_UP: {
             State.UP,
             State.PAUSED,

@@ -220,6 +220,7 @@ class Table:
             states.Condition(state, "found in libvirt", time.time()),
         )
         rebuilt.leases, rebuilt.lease_repo, rebuilt.disks = metadata.leases, metadata.lease_repo, metadata.disks
+        rebuilt.stays_paused = metadata.paused
         if metadata.launched:
             rebuilt.launch_done.set()
             rebuilt.recorded = True

@@ -49,6 +49,9 @@ class Vm:
         # A launch owns the VM until it is done: events and comparisons leave it alone.
         self.launch_done = threading.Event()
         self.given_up = threading.Event()  # the launch shall stop at its next step
+        self.stays_paused = False  # the launch leaves the guest stopped
+        # Its domain as it was last seen, or as it was planned, for hook scripts; "" before scripts were asked.
+        self.xml = ""
 
         self.pid: int | None = None
         self.booted = created
@@ -177,6 +180,7 @@ class Vm:
         """Takes over what only the running domain tells."""
         self.agent_connected = live.agent_connected
         self.vnc_port = live.vnc_port
+        self.xml = live.xml
         self._encode()
 
     # -- leases -------------------------------------------------------------------------------------------------------
@@ -204,7 +208,9 @@ class Vm:
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def metadata(self, *, launched: bool) -> domxml.Metadata:
-        return domxml.Metadata(self.spec, self.lease_repo, self.disks, self.leases, self.created, launched)
+        return domxml.Metadata(
+            self.spec, self.lease_repo, self.disks, self.leases, self.created, launched, self.stays_paused
+        )
 
     def info(self) -> dict[str, Any]:
         """All that is known of it: plain data, snake_case; times in seconds since 1970."""
