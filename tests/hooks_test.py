@@ -586,4 +586,4 @@ def test_no_process_can_be_made(scripts: Scripts, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("subprocess.Popen", full)
     scripts.add("1", "#!/bin/sh\n")
     with pytest.raises(errors.HookFailed, match="too many processes"):
-        scripts.run()
+        scripts.run().check()

@@ -178,5 +178,5 @@ def test_the_same_vm_gives_the_same_text() -> None:
 def test_live_facts_are_read_from_the_running_domains_xml() -> None:
     text = """<domain><devices><graphics type='vnc' port='5901'/><channel type='unix'>
         <target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel></devices></domain>"""
-    assert domxml.parse_live(text) == domxml.Live(agent_connected=True, vnc_port=5901)
-    assert domxml.parse_live("<domain/>") == domxml.Live(agent_connected=False, vnc_port=None)
+    assert domxml.parse_live(text) == domxml.Live(agent_connected=True, vnc_port=5901, xml=text)
+    assert domxml.parse_live("<domain/>") == domxml.Live(agent_connected=False, vnc_port=None, xml="<domain/>")

@@ -86,7 +86,7 @@ class Agent:
 
     def verbs(self, threads: pools.Pools) -> verb.Verbs:
         table = verb.Verbs(threads)
-        table.add("Host", host.Host(self.machines, self.sources()), threads.machines)
+        table.add("Host", host.Host(self.machines, self.sources(), self.hooks), threads.machines)
         table.add("Host", job.Jobs(self.jobs))
         table.add("Job", job.Job(self.jobs))
         table.add("VM", vm.Vm(self.machines), threads.machines)

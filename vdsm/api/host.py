@@ -7,6 +7,7 @@ import pydantic
 
 from vdsm import errors, virt
 from vdsm.api import verb, vm
+from vdsm.hooks import points, runner
 from vdsm.host import capabilities
 
 
@@ -45,9 +46,10 @@ class Reconciled(verb.Result):
 class Host:
     """Verbs of namespace Host. `Host.getJobs` lives with the jobs, `Host.subscribe` with the events."""
 
-    def __init__(self, machines: virt.Machines, sources: capabilities.Sources) -> None:
+    def __init__(self, machines: virt.Machines, sources: capabilities.Sources, scripts: runner.Runner) -> None:
         self._machines = machines
         self._sources = sources
+        self._scripts = scripts
 
     @verb.verb(role="monitor", blocking=False)
     def ping2(self) -> None:
@@ -90,7 +92,9 @@ class Host:
         """What the firmware says of the machine; a field is null where it says nothing, and `reasons` says why."""
         return dict(self._sources.hardware())
 
-    @verb.verb(role="monitor")
+    @verb.verb(role="monitor", hooked=lambda _: "capabilities")
     def getCapabilities(self) -> dict[str, Any]:
         """What this host is and can do."""
-        return capabilities.read(self._sources)
+        found = capabilities.read(self._sources)
+        outcome = self._scripts.run(points.AFTER_GET_CAPS, lambda: orjson.dumps(found).decode())
+        return found if outcome.data is None else dict(orjson.loads(outcome.data))

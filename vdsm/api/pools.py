@@ -1,4 +1,5 @@
-"""Threads for verbs that block: bounded, and one set for each repository, so that nothing queues behind storage."""
+"""Threads for verbs that block: bounded, and one set for each repository and for each VM with hook scripts, so that
+nothing queues behind storage, nor behind a script."""
 
 import collections
 import threading
@@ -20,6 +21,12 @@ MACHINE_QUEUE = 100
 REPOSITORY_QUEUE = 64
 # Repositories with a call under way at once, known or not: ids come from callers, so their number needs a limit.
 REPOSITORIES = 64
+# Threads for the verbs of one VM that wait for its hook scripts, and calls that may wait for those. Scripts hold a
+# thread until their deadline at worst: others shall not notice, and an impatient caller shall still destroy the VM.
+HOOKED_THREADS = 4
+HOOKED_QUEUE = 16
+# VMs with such a call under way at once.
+HOOKED = 64
 # A thread without work ends after this long (seconds); the next call starts one in 0.1 ms.
 IDLE_S = 10.0
 
@@ -80,44 +87,68 @@ class BoundedPool:
             return None
 
 
-class Pools:
-    """The general pool, that of VMs and one for each repository. All methods may be called from any thread."""
+class Family:
+    """Pools by key, each made when it is first asked for, `limit` at most with work. All methods from any thread."""
 
-    def __init__(self, repository_threads: int) -> None:
-        self.general = BoundedPool("general", GENERAL_THREADS, GENERAL_QUEUE)
-        self.machines = BoundedPool("machines", MACHINE_THREADS, MACHINE_QUEUE)
-        self._repository_threads = repository_threads
+    def __init__(self, name: str, threads: int, queue: int, limit: int, what: str) -> None:
+        self._name = name
+        self._threads = threads
+        self._queue = queue
+        self._limit = limit
+        self._what = what
         self._lock = threading.Lock()
-        self._repositories: dict[str, BoundedPool] = {}
+        self._pools: dict[str, BoundedPool] = {}
 
-    def repository(self, repo_id: str) -> BoundedPool:
-        """The pool of a repository, made when it is first asked for. Raises `errors.Overloaded` beyond REPOSITORIES."""
+    def get(self, key: str) -> BoundedPool:
+        """Raises `errors.Overloaded` beyond the limit."""
         with self._lock:
-            pool = self._repositories.get(repo_id)
+            pool = self._pools.get(key)
             if pool is None:
                 self._forget_unused()
-                pool = BoundedPool(f"repo {repo_id}", self._repository_threads, REPOSITORY_QUEUE)
-                self._repositories[repo_id] = pool
+                pool = BoundedPool(f"{self._name} {key}", self._threads, self._queue)
+                self._pools[key] = pool
             return pool
 
-    def drop(self, repo_id: str) -> None:
-        """Forgets a repository's pool: what runs there goes on or hangs alone, the next call gets fresh threads."""
+    def drop(self, key: str) -> None:
+        """Forgets a pool: what runs there goes on or hangs alone, the next call gets fresh threads."""
         with self._lock:
-            pool = self._repositories.pop(repo_id, None)
+            pool = self._pools.pop(key, None)
         if pool is not None:
             pool.close()
 
     def close(self) -> None:
         """Lets all threads end after their work, without waiting for them."""
         with self._lock:
-            pools = [self.general, self.machines, *self._repositories.values()]
-            self._repositories.clear()
+            pools = list(self._pools.values())
+            self._pools.clear()
         for pool in pools:
             pool.close()
 
     def _forget_unused(self) -> None:
-        if len(self._repositories) < REPOSITORIES:
+        if len(self._pools) < self._limit:
             return
-        self._repositories = {name: pool for name, pool in self._repositories.items() if not pool.unused}
-        if len(self._repositories) >= REPOSITORIES:
-            raise errors.Overloaded(what="repositories with calls under way", limit=REPOSITORIES)
+        self._pools = {key: pool for key, pool in self._pools.items() if not pool.unused}
+        if len(self._pools) >= self._limit:
+            raise errors.Overloaded(what=self._what, limit=self._limit)
+
+
+class Pools:
+    """The general pool, that of VMs, one for each repository, and one for each VM whose hook scripts verbs wait for."""
+
+    def __init__(self, repository_threads: int) -> None:
+        self.general = BoundedPool("general", GENERAL_THREADS, GENERAL_QUEUE)
+        self.machines = BoundedPool("machines", MACHINE_THREADS, MACHINE_QUEUE)
+        self._repositories = Family(
+            "repo", repository_threads, REPOSITORY_QUEUE, REPOSITORIES, "repositories with calls under way"
+        )
+        self._hooked = Family("hooked", HOOKED_THREADS, HOOKED_QUEUE, HOOKED, "VMs with hook scripts under way")
+        self.repository = self._repositories.get
+        self.hooked = self._hooked.get
+        self.drop = self._repositories.drop
+
+    def close(self) -> None:
+        """Lets all threads end after their work, without waiting for them."""
+        self.general.close()
+        self.machines.close()
+        self._repositories.close()
+        self._hooked.close()

@@ -14,7 +14,8 @@ and the reference.
 
 Three ways to run:
 - blocking (the default): a plain function, run in a thread of its repository's pool (`pool` gives the repository's id
-  from the parameters) or of the pool that its namespace was added with, else the general one.
+  from the parameters), of its VM's pool (`hooked` gives the VM's id: hook scripts may hold the thread for long), of
+  the pool that its namespace was added with, or of the general one.
 - `blocking=False` on a plain function: inline on the event loop. It must end within microseconds.
 - a coroutine function: awaited on the event loop. It waits for something (Job.wait) and is cancelled when its caller
   is gone or the agent stops; the work itself belongs elsewhere.
@@ -79,6 +80,7 @@ class Declaration:
     role: callers.Role
     blocking: bool
     pool: Callable[[Any], str] | None
+    hooked: Callable[[Any], str] | None
     name: str | None
     aliases: tuple[str, ...]
     result: Any
@@ -110,6 +112,7 @@ def verb(
     role: RoleName,
     blocking: bool = True,
     pool: Callable[[Any], str] | None = None,
+    hooked: Callable[[Any], str] | None = None,
     name: str | None = None,
     aliases: tuple[str, ...] = (),
     result: Any = None,
@@ -118,11 +121,11 @@ def verb(
     """Declares a method as a verb. `Verbs.add` reads the declaration.
 
     name: the verb's name where it is not the method's own. aliases: older names in the same namespace.
-    pool: gives the id of the repository the verb touches. result: the result's type, where the annotation cannot say
-    it (pre-encoded `orjson.Fragment`). errors: what it raises of its own; bad parameters and the like go without
-    saying.
+    pool: gives the id of the repository the verb touches. hooked: gives the id of the VM whose hook scripts it waits
+    for. result: the result's type, where the annotation cannot say it (pre-encoded `orjson.Fragment`). errors: what it
+    raises of its own; bad parameters and the like go without saying.
     """
-    declaration = Declaration(callers.Role[role.upper()], blocking, pool, name, aliases, result, errors)
+    declaration = Declaration(callers.Role[role.upper()], blocking, pool, hooked, name, aliases, result, errors)
 
     def mark(method: Function) -> Function:
         setattr(method, _MARK, declaration)
@@ -175,18 +178,19 @@ class Verbs:
             fields=tuple(wire_names(params)),
             validate=params.__pydantic_validator__.validate_python,
             invoke=_adapted(method, takes_params, takes_caller),
-            pool=self._pool(declared.pool, otherwise),
+            pool=self._pool(declared, otherwise),
             result=declared.result if declared.result is not None else hints.get("return", Any),
             errors=declared.errors,
             doc=inspect.getdoc(method) or "",
         )
 
-    def _pool(
-        self, repository_of: Callable[[Any], str] | None, otherwise: pools.BoundedPool
-    ) -> Callable[[Params], pools.BoundedPool]:
-        if repository_of is None:
-            return lambda _: otherwise
-        return lambda params: self.pools.repository(repository_of(params))
+    def _pool(self, declared: Declaration, otherwise: pools.BoundedPool) -> Callable[[Params], pools.BoundedPool]:
+        repository_of, vm_of = declared.pool, declared.hooked
+        if repository_of is not None:
+            return lambda params: self.pools.repository(repository_of(params))
+        if vm_of is not None:
+            return lambda params: self.pools.hooked(vm_of(params))
+        return lambda _: otherwise
 
 
 def wire_names(model: type[pydantic.BaseModel]) -> Mapping[str, pydantic.fields.FieldInfo]:
@@ -209,10 +213,10 @@ def _parameters(name: str, method: Callable[..., Any], hints: dict[str, Any]) ->
 
 def _way(name: str, method: Callable[..., Any], declared: Declaration) -> Way:
     if inspect.iscoroutinefunction(method):
-        if declared.pool is not None:
+        if declared.pool or declared.hooked:
             raise TypeError(f"verb {name} is a coroutine: it runs in no pool")
         return Way.WAITING
-    if not declared.blocking and declared.pool is not None:
+    if not declared.blocking and (declared.pool or declared.hooked):
         raise TypeError(f"verb {name} has a pool and says that it does not block")
     return Way.BLOCKING if declared.blocking else Way.INLINE
 

@@ -147,6 +147,10 @@ class StartedTemplate(StartedJob):
     images: list[TemplateImage]
 
 
+def _hooked(params: VmParams) -> str:
+    return params.vm_id.lower()
+
+
 class Vm:
     """Verbs of namespace VM."""
 
@@ -161,17 +165,17 @@ class Vm:
         """
         return _info(self._machines.create(params.vm_params.model_dump()))
 
-    @verb.verb(role="operator", errors=(errors.NoSuchVm, errors.HypervisorUnavailable))
+    @verb.verb(role="operator", hooked=_hooked, errors=(errors.NoSuchVm, errors.HypervisorUnavailable))
     def destroy(self, params: VmParams) -> None:
         """Ends the VM at once, and forgets it. Its leases are free when this answers."""
         self._machines.destroy(params.vm_id)
 
-    @verb.verb(role="operator", errors=_STATE)
+    @verb.verb(role="operator", hooked=_hooked, errors=(*_STATE, errors.HookFailed))
     def pause(self, params: VmParams) -> VmInfo:
         """Stops the guest's CPUs. It keeps its memory and its leases."""
         return _info(self._machines.pause(params.vm_id))
 
-    @verb.verb(role="operator", errors=(*_STATE, errors.VmLeaseMismatch))
+    @verb.verb(role="operator", hooked=_hooked, errors=(*_STATE, errors.VmLeaseMismatch, errors.HookFailed))
     def cont(self, params: VmParams) -> VmInfo:
         """Lets a paused guest go on, if it still holds all its leases."""
         return _info(self._machines.cont(params.vm_id))

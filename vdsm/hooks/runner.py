@@ -14,7 +14,6 @@ the agent dies, the scripts die with it; a directory of a few KiB stays among th
 """
 
 import dataclasses
-import json
 import os
 import stat
 import tempfile
@@ -24,6 +23,8 @@ import xml.parsers.expat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from vdsm import config, errors, logs
 from vdsm.hooks import environment, installed, points, process
@@ -130,7 +131,7 @@ class Runner:
 
         `data` gives what they find in their file, and is only asked when there are scripts. `check` looks at what each
         left, after it was seen to be XML or JSON at all. `unwanted` is asked now and then: once it says so, scripts are
-        killed and no more are run. Raises what `data` raises, and `HookFailed` when scripts cannot be run at all.
+        killed and no more are run. Raises what `data` raises, and nothing of its own.
         """
         scripts = installed.scripts(self._root / point.name)
         if not scripts:
@@ -178,14 +179,14 @@ class _Chain:
         self._environment_with = environment_with
 
     def run(self, script: installed.Script, timeout_s: float) -> Result:
-        """How the script did; takes over what it left if it did well. Raises `HookFailed` when it cannot be run."""
+        """How the script did; takes over what it left if it did well."""
         try:
             with tempfile.TemporaryDirectory(prefix="vdsm-hook-", ignore_cleanup_errors=True) as directory:
                 files = self._write(Path(directory))
                 ended = process.run(script.path, self._environment_with(files), timeout_s, self.unwanted)
                 problem = _problem(ended) or self._take(files)
         except OSError as error:
-            raise errors.HookFailed(point=self.point.name, script=script.name, reason=f"not run: {error}") from error
+            return Result(script.name, None, 0.0, f"it is not run: {error}", "")
         return Result(script.name, ended.exit_code, ended.seconds, problem, ended.stderr)
 
     def _write(self, directory: Path) -> dict[str, Path]:
@@ -254,11 +255,8 @@ def _parse_xml(text: str) -> None:
 
 def _parse_json(text: str) -> None:
     """Raises ValueError unless it is a JSON object."""
-    try:
-        if not isinstance(json.loads(text), dict):
-            raise ValueError("JSON, but no object")
-    except RecursionError as error:
-        raise ValueError("JSON nested too deep") from error
+    if not isinstance(orjson.loads(text), dict):
+        raise ValueError("JSON, but no object")
 
 
 _PARSERS: Mapping[str, Check] = {"domxml": _parse_xml, "json": _parse_json}

@@ -276,6 +276,7 @@ def follow(state: State, domain: str, running: State) -> State:
         turns = state in (State.POWERING_UP, State.PAUSED, State.UNKNOWN, State.WAIT_FOR_LAUNCH)
         return running if turns or state in (State.RESTORING_STATE, State.MIGRATION_DESTINATION) else state
     wanted = {"paused": State.PAUSED, "pmsuspended": State.PAUSED, "shutdown": State.POWERING_DOWN}.get(domain, state)
-    # States in which libvirt pauses a guest for its own ends go their own way.
-    busy = state in (State.SAVING_STATE, State.MIGRATION_SOURCE, State.RESTORING_STATE, State.MIGRATION_DESTINATION)
+    # States in which libvirt pauses a guest for its own ends go their own way, and so does a launch.
+    saved_or_moved = (State.SAVING_STATE, State.MIGRATION_SOURCE, State.RESTORING_STATE, State.MIGRATION_DESTINATION)
+    busy = state == State.WAIT_FOR_LAUNCH or state in saved_or_moved
     return state if busy or wanted not in states.MOVES[state] else wanted

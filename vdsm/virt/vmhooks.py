@@ -57,11 +57,11 @@ class VmHooks:
 
     def before(self, point: points.Point, known: vm.Vm) -> None:
         """Raises `HookFailed` when a script vetoes, and what libvirt says when it is asked for the domain."""
-        self._run(point, known, lambda: self._libvirt.xml(known.id)).check()
+        self._run(point, known, lambda: self._libvirt.xml(known.id), None, lambda: _is_down(known)).check()
 
     def after(self, point: points.Point, known: vm.Vm) -> None:
         """Here and now; nothing that goes wrong is the caller's concern."""
-        self._told(point, known, lambda: self._libvirt.xml(known.id))
+        self._told(point, known, lambda: self._libvirt.xml(known.id), lambda: _is_down(known))
 
     def before_end(self, known: vm.Vm) -> None:
         """As `after`, of a VM whose domain is about to be ended."""
@@ -69,7 +69,7 @@ class VmHooks:
 
     def started(self, known: vm.Vm) -> None:
         """The VM was started: behind."""
-        self._later(points.AFTER_VM_START, known, lambda: known.state == State.DOWN)
+        self._later(points.AFTER_VM_START, known, lambda: _is_down(known))
 
     def ended(self, known: vm.Vm) -> None:
         """The VM is Down: behind. Scripts are asked when those before its start were, also when the start failed."""
@@ -136,3 +136,8 @@ class VmHooks:
             told = [result.to_dict() for result in outcome.results]
             self._publish(known.id, {"point": point.name, "scripts": told})
         return outcome
+
+
+def _is_down(known: vm.Vm) -> bool:
+    """Scripts about a VM that runs are not wanted any more."""
+    return known.state == State.DOWN
