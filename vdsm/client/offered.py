@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "Host.reconcile": ("Compares the table of VMs with libvirt now, corrects the table, and tells every difference.", (
     )),
     "Host.subscribe": ("Sends events over this connection from now on, or from after `since`.", (
-        ("topics", "list of \"job\" or \"vm\" or \"image\" or \"repository\" or \"host\" or null, optional", "only these; all when absent", ()),
+        ("topics", "list of \"job\" or \"vm\" or \"image\" or \"repository\" or \"host\" or \"hook\" or null, optional", "only these; all when absent", ()),
         ("instanceId", "string or null, optional", "the instance that `since` counts in", ()),
         ("since", "integer or null, optional", "the last event already seen; from now on when absent", ()),
     )),
