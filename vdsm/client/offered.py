@@ -301,4 +301,4 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "rpc.discover": ("The OpenRPC document of this agent.", (
     )),
 }
-TOPICS = ("job", "vm", "image", "repository", "host")
+TOPICS = ("job", "vm", "image", "repository", "host", "hook")
