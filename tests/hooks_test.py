@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import threading
@@ -275,6 +276,28 @@ def test_what_must_not_change_is_not_taken(scripts: Scripts, line: str, reason: 
     assert outcome.data == PLANNED
     with pytest.raises(errors.HookFailed, match="50_bad"):
         outcome.check()
+
+
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "hooks.md"
+
+
+def test_the_guides_example_works(scripts: Scripts) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    scripts.add("50_numa", example)
+    assert scripts.run().data == PLANNED  # without the property
+    outcome = scripts.run(numaset="0")
+    outcome.check()
+    assert ET.fromstring(outcome.data or "").find("numatune/memory[@nodeset='0']") is not None
+    assert outcome.results[0].stderr == "memory from nodes 0"
+
+
+def test_the_guide_lists_all_points_as_they_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|", GUIDE.read_text(), re.MULTILINE)
+    words = {"domxml": "domain", "json": "JSON", "none": "none"}
+    told = {name: (data.split(",")[0], "may be changed" in data, "fails" in failure) for name, data, failure in rows}
+    assert told == {
+        point.name: (words[point.data], point.may_change, point.may_veto) for point in points.POINTS.values()
+    }
 
 
 def test_an_untouched_domain_passes() -> None:
