@@ -253,6 +253,19 @@ def test_copy_without_autofix_is_made_by_a_fix(shop: Shop, agent: transport.Clie
     assert shop.status(copy["imageId"])["status"] == "optimized" and shop.about(copy["imageId"]) == []
 
 
+def test_difference_without_autofix_is_made_by_a_fix(shop: Shop, agent: transport.Client) -> None:
+    disk = shop.disk(16 * MIB)
+    shop.write(disk, "write -P 7 0 8M")
+    base = shop.snapshot(disk)
+    shop.write(disk, "write -P 8 1M 64k")
+    given = {"targetRepoId": shop.repo_id, "imageId": disk, "baseImageId": base, "options": NO_FIX}
+    copy = agent.call("Storage.copyImage", given)["imageId"]
+    shop.made.append(copy)
+    shop.fixed(shop.only(copy, "mend"))
+    assert shop.record(copy)["base"] == base and shop.sum(copy) == shop.sum(disk)
+    assert (shop.place / "data" / shop.record(copy)["data"]["name"]).stat().st_blocks * 512 < MIB
+
+
 def test_disk_without_autofix_is_made_by_a_fix(shop: Shop) -> None:
     disk = shop.disk(MIB, options={**NO_FIX, "strategy": "performance"})
     assert shop.status(disk)["status"] == "broken" and not [name for name in shop.data() if name.startswith(disk)]

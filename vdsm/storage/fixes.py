@@ -6,7 +6,7 @@ write it to, since that is what goes.
 
     cleanImage         under the image's lease: looked at again; marked as being cleaned; data, record, slot; then what
                        it was based on, by the same rule
-    cleanLeftovers     under the lease of the id that data carries, made if need be: looked at again; removed
+    cleanLeftovers     under the lease of the id that data carries: looked at again; removed
     createVirtualDisk  the data that the record names is made anew; record: complete
     createSnapshot     the disk's new data is made anew; the snapshot's record; the disk's record
     resizeVirtualDisk  the data grows; the record has the new size
@@ -111,14 +111,25 @@ class CleanImage(_Clean):
 
 @worker.body(findings.CLEAN_LEFTOVERS)
 class CleanLeftovers(_Clean):
+    """Data whose slot is gone has no lease. Nobody gets one under the repository lease, and no slot is made for this:
+    there may be no room."""
+
     def run(self, ctx: worker.Context) -> None:
         repo, image_id = self.target(ctx.argument), ctx.argument["entity"]
-        slot = repo.slot(image_id)
-        repo.allocate(ctx.session, slot)  # data whose slot is gone has no lease else
-        with repo.owning(ctx.session, exclusive=[image_id]):
-            names = repo.data_names()  # before the records (trap 37)
-            removal.remove_unnamed(repo, [name for name in names if models.maker(name) == image_id])
-            _free_empty(repo, ctx.session, slot)
+        if image_id in repo.image_ids():
+            with repo.owning(ctx.session, exclusive=[image_id]):
+                _remove_unnamed(repo, image_id)
+                _free_empty(repo, ctx.session, repo.slot(image_id))
+        else:
+            with ctx.session.holding([repo.lease()], LEASE_WAIT_S, patient=True):
+                if image_id in repo.image_ids():
+                    raise errors.FixOutdated(fix=findings.CLEAN_LEFTOVERS, entity=image_id, reason="it has a slot now")
+                _remove_unnamed(repo, image_id)
+
+
+def _remove_unnamed(repo: Repository, image_id: str) -> None:
+    names = repo.data_names()  # before the records (trap 37)
+    removal.remove_unnamed(repo, [name for name in names if models.maker(name) == image_id])
 
 
 @worker.body(findings.CLEAN_VM_SLOT)
