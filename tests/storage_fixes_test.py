@@ -15,6 +15,7 @@ from vdsm.storage import (
     findings,
     fixclaims,
     imageheader,
+    intents,
     models,
     overlays,
     repository,
@@ -355,3 +356,25 @@ def test_header_that_names_something_else_is_written_anew(service: Service, shel
     fix_all(service)
     header = imageheader.read(str(shelf.data(disk)))
     assert (header.backing_name, header.backing_format) == (shelf.image(snapshot)["data"]["name"], "qcow2")
+
+
+def test_relinking_that_died_is_no_snapshot_to_be_finished(shelf: Shelf) -> None:
+    """What ended work has named stays in the record: going on with that would empty the disk's data."""
+    disk = shelf.disk()
+    snapshot = shelf.snapshot(disk)
+    shelf.write(disk, 5)
+    data = shelf.image(disk)["data"]["name"]
+    mended = {**shelf.image(disk)["work"], "job_id": ids.new(), "names": {"snapshot": snapshot, "data": data}}
+    shelf.change(disk, work=mended)
+    below = ["-b", shelf.data(snapshot).name, "-F", "raw"]  # its format is qcow2
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", *below, str(shelf.data(disk))], check=True)
+    asked = {"active": [], "takeover": False}
+    (found,) = checking.check(shelf.repo, asked)
+    wanted = {name: found[name] for name in ("fix", "entity", "guard")}
+    fixclaims.begin_fix(shelf.repo, shelf.session, {**asked, **wanted, "job_id": ids.new()})
+    shelf.change(disk, work={**shelf.image(disk)["work"], **ANOTHER_BOOT, "state": "interrupted"})
+    assert not chain.is_unfinished(shelf.image(disk))
+    intents.roll_forward(shelf.repo, shelf.session, {"image_id": disk})
+    shelf.shows(disk, 5)
+    (found,) = checking.check(shelf.repo, asked)
+    assert found["fix"] == findings.END_WORK
