@@ -21,7 +21,8 @@ from tests.storage_fixture import describe
 from tests.until import until
 from vdsm import errors, ids, record, standalone
 from vdsm.client import transport
-from vdsm.storage import formats, models, verdicts
+from vdsm.storage import findings, formats, models, verdicts
+from vdsm.virt import sysprep, template
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "repository-format.md").read_text()
@@ -244,6 +245,19 @@ def test_samples_show_all_there_is() -> None:
     for directory, kind in KINDS.items():
         fields = {name for sampled in RECORDS if directory_of(sampled) == directory for name in EXPECTED[sampled]}
         assert {name for name in TABLES[kind] if "." not in name} == fields
+
+
+def test_kinds_of_work_are_those_of_the_agent() -> None:
+    """Of each job that has a record; and what the jobs on VMs name, which only real guests show."""
+    of_records = {*findings.FINISHED, findings.MERGE_IMAGE, findings.OPTIMIZE_IMAGE, findings.RELINK_IMAGE}
+    of_vms = {findings.MEND_VM, sysprep.KIND, template.KIND}
+    assert {*of_records, *of_vms, findings.END_WORK, "clean"} == NAMES.keys()
+    change = {"hidden": ids.new(), "data": "name"}
+    assert (
+        set(sysprep.names([{"image_id": "one", "change": change, "repository": {"name": "space"}}])) in NAMES["sysprep"]
+    )
+    copy = {"fields": {"id": "one", "data": {"name": "name"}}, "target": {"name": "space"}}
+    assert set(template.names([copy])) in NAMES["makeTemplate"]
 
 
 def test_states_are_those_of_the_agent() -> None:
