@@ -11,8 +11,6 @@ import os
 import sys
 import time
 
-from vdsm import sizes
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,6 +122,8 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if name == "size" or name.endswith(("Size", "Bytes")):
+            from vdsm import sizes  # only tables need it
+
             return sizes.human(value)
         if name in _TIMES:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
