@@ -127,6 +127,23 @@ def test_file_that_came_meanwhile_stays(place: Path) -> None:
     assert [(found.name, found.read_text()) for found in place.iterdir()] == [("out", "precious")]
 
 
+def test_directory_that_is_swapped_for_a_link_meanwhile_is_refused(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, opened = place / "sub", os.open
+    inside.mkdir()
+
+    def late(path: str, *given: Any, **named: Any) -> int:  # nothing else comes between the look and the opening
+        if path == str(inside):
+            inside.rmdir()
+            inside.symlink_to(world.import_dir)
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(errors.PathNotAllowed), hostfiles.new_file(str(inside / "out"), "token", [str(place)]):
+        pass
+
+
 def test_bad_requests(service: Service, shelf: Shelf, place: Path) -> None:
     disk = shelf.disk()
     with pytest.raises(errors.NoSuchImage):

@@ -23,7 +23,7 @@ from tests import sanlock_fixture
 from tests.until import until
 from vdsm import config, events, forkserver, ids, leases, record, storage
 from vdsm.jobs import job, pool, registry
-from vdsm.storage import formats, intents, models, removal, repository
+from vdsm.storage import copyintents, formats, intents, models, removal, repository
 
 Record = record.Record
 
@@ -115,7 +115,7 @@ class Shelf:
         """A target that waits for its job."""
         asked = {"kind": models.DISK, "size_bytes": 1 << 20, "strategy": models.SPACE, "user_data": {}}
         told = {"digest": "a copy", "verb": "copyImage", "job_id": ids.new(), "source": {}}
-        return intents.begin_copy(self.repo, self.session, {"image_id": ids.new(), **asked, **told, **given})
+        return copyintents.begin_copy(self.repo, self.session, {"image_id": ids.new(), **asked, **told, **given})
 
     def remove(self, image_id: str) -> list[str]:
         """Ids of what has left storage."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import intents, models, reading, removal, repository
+from vdsm.storage import copyintents, models, reading, removal, repository
 from vdsm.storage.formats import filelayout
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
@@ -250,7 +250,7 @@ def test_snapshot_that_is_there_is_taken_as_it_is(shelf: Shelf) -> None:
 def test_refused_job_takes_its_target_with_it(shelf: Shelf) -> None:
     job_id = ids.new()
     target = shelf.begin_copy(job_id=job_id)["image_id"]
-    intents.withdraw_copy(shelf.repo, shelf.session, {"image_id": target, "job_id": ids.new()})
+    copyintents.withdraw_copy(shelf.repo, shelf.session, {"image_id": target, "job_id": ids.new()})
     assert shelf.image(target)["work"]["job_id"] == job_id
-    intents.withdraw_copy(shelf.repo, shelf.session, {"image_id": target, "job_id": job_id})
+    copyintents.withdraw_copy(shelf.repo, shelf.session, {"image_id": target, "job_id": job_id})
     assert shelf.files() == set()

@@ -5,7 +5,8 @@
     overlays           in a worker: hidden overlays on disks
     copying            in a worker: filling an image with a whole copy
 
-What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of each verb: `intents.py`, `removal.py`.
+What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of each verb: `intents.py`,
+`copyintents.py`, `resizing.py`, `removal.py`.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Filling an image from other storage: the job body of copyImage, and the parts that other bodies share.
 
-The request has written the target's record (`intents.begin_copy`): broken, the work queued, the data named. The worker
-holds the target's data lease exclusively and those of the whole source chain shared, and, when the target's record
-names a base, those of all that the target is going to lie on. Then
+The request has written the target's record (`copyintents.begin_copy`): broken, the work queued, the data named. The
+worker holds the target's data lease exclusively and those of the whole source chain shared, and, when the target's
+record names a base, those of all that the target is going to lie on. Then
 
     measure     the records are as planned; there is room for what a whole copy needs
     copy        the data is made anew, whole or as the difference to the base (`differences.py`), past the page cache;

@@ -10,14 +10,14 @@ from typing import Any
 
 from vdsm import errors, leases
 from vdsm.jobs import worker
-from vdsm.storage import copying, hostfiles, imageheader, intents, models, qemuimg
+from vdsm.storage import copying, copyintents, hostfiles, imageheader, models, qemuimg
 from vdsm.storage.repository import Repository
 
 _LIMITS = imageheader.Limits(virtual_size_bytes=models.MAX_SIZE_BYTES)
 
 
 def begin_import(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:
-    """As `intents.begin_copy`, for the file `path` in `format`, which must lie under one of `allowed_dirs`.
+    """As `copyintents.begin_copy`, for the file `path` in `format`, which must lie under one of `allowed_dirs`.
 
     Runs in the I/O child. Raises `BadImageFile`, `PathNotAllowed`; then nothing was made.
     """
@@ -26,7 +26,7 @@ def begin_import(repo: Repository, session: leases.Session, argument: dict[str, 
     size_bytes = models.size(header.virtual_size_bytes)
     source = {"path": argument["path"], "format": argument["format"]}
     whole = {**argument, "kind": models.DISK, "size_bytes": size_bytes, "verb": "importImage", "source": source}
-    return intents.begin_copy(repo, session, whole)
+    return copyintents.begin_copy(repo, session, whole)
 
 
 @worker.body("importImage")

@@ -22,6 +22,7 @@ from typing import Any
 from vdsm import channels, errors, forkserver, leases, logs
 from vdsm.storage import (
     checking,
+    copyintents,
     exporting,
     fences,
     fixclaims,
@@ -53,9 +54,9 @@ PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
 LEASED: dict[str, intents.Intent] = {
     function.__name__: function
     for function in (
-        *(intents.create_virtual_disk, intents.create_snapshot, intents.roll_forward, intents.plan_copy),
+        *(intents.create_virtual_disk, intents.create_snapshot, intents.roll_forward, copyintents.plan_copy),
         intents.resize_virtual_disk,
-        *(intents.begin_copy, intents.withdraw_copy, intents.set_user_data, importing.begin_import),
+        *(copyintents.begin_copy, copyintents.withdraw_copy, intents.set_user_data, importing.begin_import),
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
         *(vmclaims.claim_vm, vmclaims.unclaim_vm),
         *(fixclaims.begin_fix, fixclaims.withdraw_fix),
