@@ -225,6 +225,8 @@ def test_fence_of_what_nobody_works_on_counts_the_generation(service: Service, s
     disk = shelf.disk()
     fenced = service.storage.fence_lease("main", disk, generation=1, job_id=ids.new())
     assert (fenced["generation"], fenced["work"]["state"]) == (2, "done")
+    told = [event.params for event in service.events.since(service.events.instance_id, 0)[0] if event.subject == disk]
+    assert told == [{"repo_id": "main", "change": "fenced"}]
     with pytest.raises(errors.GenerationMismatch):
         service.storage.create_snapshot("main", disk, options={"generation": 1})
 

@@ -45,8 +45,8 @@ class ImageEvent(verb.Result):
 
     repo_id: str = pydantic.Field(description="repository of the image")
     change: str = pydantic.Field(
-        description="created, snapshot, resized, user_data, mended, undeleted, changed (by a job on its VM), removed; "
-        "of a job that fills or fixes it: begun, and then done, failed or aborted"
+        description="created, snapshot, resized, user_data, mended, undeleted, changed (by a job on its VM), fenced, "
+        "removed; of a job that fills or fixes it: begun, and then done, failed or aborted"
     )
     job_id: str | None = pydantic.Field(None, description="only of a job")
     fix: str | None = pydantic.Field(None, description="only of a fix: what it does")

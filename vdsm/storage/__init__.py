@@ -83,7 +83,7 @@ class Storage:
         self._connections = connected.Connections(settings, log, server)
         self._holders = holders.Holders(jobs, settings.host.id)
         begun = fillings.Fillings(log, self._connections, jobs, self._holders)
-        self._leasing = leasing.Leasing(self._connections, self._holders, settings.host.id)
+        self._leasing = leasing.Leasing(log, self._connections, self._holders, settings.host.id)
         self._images = images.Images(settings, log, self._connections, begun, self._holders)
         self._repairs = repairs.Repairs(settings, log, self._connections, jobs, self._holders, self._images)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from vdsm import errors, logs
+from vdsm import errors, events, logs
 from vdsm.storage import connected, holders, verdicts
 
 _log = logs.get("storage.leasing")
@@ -26,7 +26,10 @@ _FORCED, _FORCED_S = 8, 10
 
 
 class Leasing:
-    def __init__(self, connections: connected.Connections, at_it: holders.Holders, host_id: int) -> None:
+    def __init__(
+        self, log: events.EventLog, connections: connected.Connections, at_it: holders.Holders, host_id: int
+    ) -> None:
+        self._events = log
         self._connections = connections
         self._holders = at_it
         self._host_id = host_id
@@ -81,6 +84,8 @@ class Leasing:
             else:
                 self._fence(repo_id, argument)
         _log.warning("audit: %s fenced lease %s of %s (force: %s)", who, lease_id, repo_id, force)
+        if self._read(repo_id, lease_id)["kind"] == "image":
+            self._events.publish("image", lease_id, {"repo_id": repo_id, "change": "fenced"})
         return self.status(repo_id, lease_id, job_id)
 
     @contextlib.contextmanager
