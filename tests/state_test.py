@@ -84,7 +84,9 @@ def test_every_change_of_a_vm_is_told_in_its_order(
     conftest.end_domain(stack, vm_id)
     follower.of(vm_id, ("state", "Down"))
     machines.destroy(vm_id)
-    assert follower.of(vm_id, ("forgotten", "Down")) == [
+    seen = follower.of(vm_id, ("forgotten", "Down"))
+    # Whether QEMU is seen on its way out is a matter of milliseconds.
+    assert [gist for gist in seen if gist != ("state", "PoweringDown")] == [
         *(("created", "WaitForLaunch"), ("state", "Up"), ("state", "Paused"), ("state", "Up")),
         *(("rebooted", "Up"), ("state", "Down"), ("forgotten", "Down")),
     ]
