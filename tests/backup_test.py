@@ -92,6 +92,12 @@ def test_incremental_backup(
     assert checksum(stack, vault, second, tmp_path) == content
     agent.call("Storage.removeImage", {"repositoryId": vault, "imageId": first})
     assert checksum(stack, vault, second, tmp_path) == content
+    # What the first has left below the second is given back when the two are merged.
+    (fix,) = agent.call("Storage.checkStorageRepository", {"repositoryId": vault})
+    assert fix["type"] == "merge"
+    conftest.done(agent, agent.call("Storage.fixStorageRepository", {"repositoryId": vault, "fix": fix})["jobId"])
+    assert agent.call("Storage.checkStorageRepository", {"repositoryId": vault}) == []
+    assert checksum(stack, vault, second, tmp_path) == content
     machines.destroy(machines.started(disks=[{"imageId": second, "repoId": vault}]))
     listed = agent.call("Storage.listImages", {"repositoryId": vault})
     assert [image["imageId"] for image in listed] == [second]
