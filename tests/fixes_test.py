@@ -285,7 +285,9 @@ def test_snapshot_without_autofix_is_made_by_a_fix_of_its_disk(shop: Shop) -> No
 
     shop.fixed(shop.only(disk, "mend"))
 
-    assert shop.record(disk)["base"] == snapshot and shop.about(disk) == []
+    image = shop.record(disk)
+    assert image["base"] == snapshot and shop.about(disk) == []
+    assert (image["work"]["state"], image["work"]["names"]) == ("done", {})  # nobody takes it for one to be finished
     assert shop.sum(disk) == shop.sum(snapshot) == before
     assert {shop.status(image_id)["status"] for image_id in (disk, snapshot)} == {"optimized"}
 

@@ -147,10 +147,10 @@ def _work(found: findings.Finding, known: record.Record) -> tuple[str, dict[str,
         # The same name again takes the place of what a dead worker left.
         begun = before.get("kind") == found.fix and before["state"] != "done"
         return found.fix, {"data": before["names"]["data"] if begun else models.data_name(known["id"])}
-    if found.fix in (findings.END_WORK, findings.RELINK_IMAGE):
-        # Work that has ended may still name a snapshot: taken over, it would be made again, over the disk's data.
-        return found.fix, {}
-    return before["kind"], before["names"]
+    if found.fix in (*findings.FINISHED, findings.MEND_VM):
+        return before["kind"], before["names"]
+    # Work that has ended may still name a snapshot: taken over, it would be made again, over the disk's data.
+    return found.fix, {}
 
 
 def withdraw_fix(repo: Repository, session: leases.Session, argument: Argument) -> None:
