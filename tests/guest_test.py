@@ -102,6 +102,12 @@ def identity(stack: standalone.Stack, vm_id: str) -> dict[str, str]:
     return dict(re.findall(r"identity (\S+) (\S+)", text))
 
 
+def changes_told(agent: transport.Client, count: int) -> set[tuple[str, str]]:
+    """(image, what happened to it) of the next events, which are about images."""
+    found = [agent.next_event(30) for _ in range(count)]
+    return {(event["subject"], event["data"]["change"]) for event in found if event is not None}
+
+
 def test_guest_boots_pauses_stops_from_within_and_is_backed_up(
     stack: standalone.Stack,
     machines: conftest.Machines,
@@ -166,9 +172,11 @@ def test_sysprep_cleans_two_disks_as_one(
     source.unlink()
     vm_id = make_down(machines, repo, [disk, data_disk])
     before = {image: images.status(image)["generation"] for image in (disk, data_disk)}
+    agent.subscribe(["image"])
 
     conftest.done(agent, agent.call("VM.seal", {"vmID": vm_id, "leaseRepoId": repo})["jobId"])
 
+    assert changes_told(agent, 2) == {(disk, "changed"), (data_disk, "changed")}
     assert {image: images.status(image)["generation"] for image in before} == {
         image: generation + 1 for image, generation in before.items()
     }
@@ -218,6 +226,7 @@ def test_template_gives_guests_of_their_own(
     machines.wait(first, "Down", 120)
     machines.destroy(first)
     data, template_id = data_of(stack, repo, disk), ids.new()
+    agent.subscribe(["image"])
 
     started = agent.call(
         "VM.makeTemplate",
@@ -231,6 +240,7 @@ def test_template_gives_guests_of_their_own(
     images.made.append(template_id)
     conftest.done(agent, started["jobId"])
 
+    assert changes_told(agent, 1) == {(template_id, "created")}
     assert started["images"] == [{"sourceId": disk, "imageId": template_id}]
     template = agent.call("Storage.getImage", {"repositoryId": repo, "imageId": template_id})
     assert (template["kind"], template["status"], template["userData"]) == ("snapshot", "optimized", {"os": "debian"})
