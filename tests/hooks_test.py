@@ -44,11 +44,11 @@ def planned() -> str:
             "nics": [{}],
         }
     )
-    lease = leases.Lease("lockspace", DISKS[0], "/repo/leases", 0, False)
+    lease = leases.Lease("lockspace", DISKS[0], "/data/repo/leases", 0, False)
     metadata = domxml.Metadata(wanted, "lockspace", (), (lease,), 1.5)
     sources = [
-        Source(f"/repo/images/{DISKS[0]}", "qcow2", ({"path": "/repo/images/base", "format": "raw"},)),
-        Source(f"/repo/images/{DISKS[1]}", "raw"),
+        Source(f"/data/repo/images/{DISKS[0]}", "qcow2", ({"path": "/data/repo/images/base", "format": "raw"},)),
+        Source(f"/data/repo/images/{DISKS[1]}", "raw"),
     ]
     ground = domxml.Ground("qemu", "/usr/libexec/vdsm/leased-exec", "/usr/bin/qemu-system-x86_64")
     return domxml.build(metadata, sources, {"leases": []}, ground)
@@ -81,7 +81,7 @@ class Scripts:
     ) -> runner.Outcome:
         check: runner.Check | None = None
         if point is points.BEFORE_VM_START and data is PLANNED:
-            check = lambda edited: hookedxml.check(PLANNED, edited, ["/repo"])  # noqa: E731
+            check = lambda edited: hookedxml.check(PLANNED, edited, ["/data/repo"])  # noqa: E731
         return self.runner.run(point, lambda: data, vm_id=VM_ID, properties=properties, check=check, unwanted=unwanted)
 
 
@@ -177,6 +177,14 @@ def test_a_script_that_fails_is_named_and_the_others_go_on(
     assert ET.fromstring(outcome.data or "").findtext("uuid") == VM_ID
     with pytest.raises(errors.HookFailed, match="script 1 "):
         outcome.check()
+
+
+def test_the_first_that_failed_is_named(scripts: Scripts) -> None:
+    """It may be why the others did."""
+    for name in "123":
+        scripts.add(name, f"#!/bin/sh\necho failure {name} >&2\nexit 1\n")
+    with pytest.raises(errors.HookFailed, match=r"script 1 .*failure 1"):
+        scripts.run().check()
 
 
 def test_where_scripts_may_not_veto_failure_is_told_and_no_more(scripts: Scripts) -> None:
@@ -301,7 +309,7 @@ def test_the_guide_lists_all_points_as_they_are() -> None:
 
 
 def test_an_untouched_domain_passes() -> None:
-    hookedxml.check(PLANNED, PLANNED, ["/repo"])
+    hookedxml.check(PLANNED, PLANNED, ["/data/repo"])
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------
@@ -558,8 +566,17 @@ def behind_a_link(scripts: Scripts, tmp_path: Path) -> Path:
     return target.parent
 
 
+def a_safe_script_by_a_link_that_others_could_replace(scripts: Scripts, tmp_path: Path) -> Path:
+    target = hookscripts.install(tmp_path / "package", "1", "#!/bin/sh\n")
+    directory = scripts.root / "before_vm_start"
+    directory.mkdir()
+    (directory / "1").symlink_to(target)
+    scripts.root.chmod(0o777)
+    return scripts.root
+
+
 WAYS = (writable, writable_by_group, in_a_writable_directory, in_a_sticky_directory, below_a_writable_directory)
-WAYS += (of_somebody_else, behind_a_link)
+WAYS += (of_somebody_else, behind_a_link, a_safe_script_by_a_link_that_others_could_replace)
 
 
 @pytest.mark.parametrize("make", WAYS, ids=lambda make: make.__name__)

@@ -250,15 +250,15 @@ FORBIDDEN: dict[str, tuple[str, str]] = {
         "inside a repository",
     ),
     "another image": (
-        "add('devices', 'filesystem').appendChild(make('source', dir='/repo/images'))",
+        "add('devices', 'filesystem').appendChild(make('source', dir='/data/repo/images'))",
         "inside a repository",
     ),
     "another image by a detour": (
-        "add('devices', 'hostdev', path='/srv/../repo/images/x')",
+        "add('devices', 'hostdev', path='/data/x/../repo/images/x')",
         "inside a repository",
     ),
     "another image for QEMU": (
-        "add('qemu:commandline', 'qemu:arg', value='file=/repo/images/x,if=virtio')",
+        "add('qemu:commandline', 'qemu:arg', value='file=/data/repo/images/x,if=virtio')",
         "inside a repository",
     ),
     "no domain": ("domain = minidom.parseString('<network/>')", "not a <domain>"),
