@@ -50,7 +50,7 @@ def stack(authority: certificates.Authority) -> Iterator[standalone.Stack]:
         pytest.skip("the standalone stack needs root")
     ground.ensure_user()
     certificates.install(authority, authority.directory, owner=ground.USER)
-    tls = dataclasses.asdict(certificates.settings(authority.directory, free_port()))
+    tls = dataclasses.asdict(certificates.settings(authority.directory, free_port(), check_s=3600.0))
     overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "tls": tls, "virt": {"sample_s": 2.0}}
     with standalone.Stack(tcp=True, overrides=overrides) as running:
         yield running

@@ -180,10 +180,13 @@ def test_other_certificates_are_refused(
 
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda version: version.name)
-def test_no_certificate_is_refused(secured: Secured, alive: None, newest: ssl.TLSVersion) -> None:
+def test_no_certificate_is_refused(
+    secured: Secured, alive: None, caplog: pytest.LogCaptureFixture, newest: ssl.TLSVersion
+) -> None:
     context = ssl.create_default_context(cafile=str(secured.authority.ca))
     context.maximum_version = newest
     assert _answer(secured, context) == b""
+    until(lambda: "failed: [SSL: PEER_DID_NOT_RETURN_A_CERTIFICATE]" in caplog.text)
 
 
 def test_tls_1_1_is_refused(secured: Secured, alive: None) -> None:
@@ -346,7 +349,7 @@ def test_an_agent_that_does_not_shake_hands_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_not_taken_ends_at_its_deadline(tmp_path: Path) -> None:
-    """Each piece that goes out must not begin the time anew."""
+    """The pieces that go out one by one do not begin the time anew."""
     authority = certificates.Authority(tmp_path)
     certificates.install(authority, tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -357,7 +360,7 @@ def test_a_request_that_is_not_taken_ends_at_its_deadline(tmp_path: Path) -> Non
 
         def read_slowly() -> None:
             with contextlib.suppress(OSError), context.wrap_socket(theirs, server_side=True) as peer:
-                while not done.wait(0.05) and peer.recv(16384):
+                while not done.wait(0.01) and peer.recv(16384):
                     pass
 
         done = threading.Event()

@@ -25,7 +25,7 @@ class Stream:
         self.heard = False  # whether anything has come
 
     def send(self, data: bytes, deadline: float | None) -> None:
-        """All of `data`. Raises `NoAnswer`, `ConnectionLost`; nothing more can be sent then, but what the peer said
+        """All of `data`. Raises `NoAnswer`, or what `lost` gives; nothing more can be sent then, but what the peer said
         before it went can still be received."""
         try:
             self.settimeout(deadline)
@@ -33,10 +33,10 @@ class Stream:
         except TimeoutError:
             raise failures.NoAnswer("The agent did not take the request in time") from None
         except OSError as error:
-            raise failures.ConnectionLost(f"The connection broke: {reason(error)}") from error
+            raise self.lost(f"The connection broke: {reason(error)}") from error
 
     def fill(self, deadline: float | None) -> None:
-        """Wait for at least one more byte in `buffer`. Raises `NoAnswer`, `ConnectionLost`."""
+        """Wait for at least one more byte in `buffer`. Raises `NoAnswer`, or what `lost` gives."""
         try:
             self.settimeout(deadline)
             data = self.socket.recv(_CHUNK_BYTES)

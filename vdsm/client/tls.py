@@ -39,18 +39,6 @@ class TlsStream(stream.Stream):
         super().__init__(connected)
         self._place = place
 
-    def send(self, data: bytes, deadline: float | None) -> None:
-        # sendall of an SSL socket counts its timeout anew for each piece.
-        rest = memoryview(data)
-        try:
-            while rest:
-                self.settimeout(deadline)
-                rest = rest[self.socket.send(rest) :]
-        except TimeoutError:
-            raise failures.NoAnswer("The agent did not take the request in time") from None
-        except OSError as error:
-            raise self.lost(f"The connection broke: {stream.reason(error)}") from error
-
     def lost(self, message: str) -> failures.ClientError:
         # In TLS 1.3 we may speak before the agent has looked at our certificate: its refusal takes an answer's place.
         return super().lost(message) if self.heard else _denied(self._place, message)
