@@ -51,3 +51,25 @@ def fill(place: Path) -> None:
                 while True:
                     ballast.write(bytes(size_bytes))
                     os.fsync(ballast.fileno())
+
+
+@contextlib.contextmanager
+def filled(place: Path, free_bytes: int) -> Iterator[None]:
+    """Inside the block no more than `free_bytes` are free."""
+    left, ballast = place / "left", place / "ballast"
+    with left.open("wb") as kept:
+        if free_bytes:
+            os.posix_fallocate(kept.fileno(), 0, free_bytes)
+    try:
+        fill(place)
+        left.unlink()
+        yield
+    finally:
+        left.unlink(missing_ok=True)
+        ballast.unlink()
+
+
+def unreserve(place: Path) -> None:
+    """What is free is free for everybody: nothing is kept back for root."""
+    found = subprocess.run(["findmnt", "-no", "SOURCE", place], check=True, capture_output=True, text=True)
+    subprocess.run(["tune2fs", "-m", "0", found.stdout.strip()], check=True, capture_output=True)

@@ -12,16 +12,16 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests import sanlock_fixture, storage_fixture
+from tests import loopfs, sanlock_fixture, storage_fixture
 from tests.crash import hosts, recovery, scenes, tracing, verbs
 from tests.until import until
-from vdsm import errors, ids
+from vdsm import errors, ids, leases
 
 # How a step goes wrong, besides an errno:
 HOST = "kill"  # the process dies before the step, and its host with it
@@ -123,11 +123,41 @@ class Ground:
             return [f"the step was not met, the verb ended with {outcome!r}: {told}"]
         if case.kind == TORN:
             tracing.tear(log)
-        return self._judge(recording, outcome, unnamed=tracing.fails(case.kind))
+        unnamed = tracing.fails(case.kind) and getattr(outcome, "key", None) == "unexpected"
+        wrong = [f"a failure without a name: {outcome}"] if unnamed else []
+        return wrong + self._judge(recording.scene.before, recording.after, outcome)
+
+    def run_full(self, verb: str, free_bytes: int) -> list[str]:
+        """What is wrong when the verb is run with no more than that free, in words.
+
+        As long as there is no space, the records tell the truth, and an image that the verb has nothing to do with is
+        removed.
+        """
+        recording = self.recording(verb)
+        before, after = recording.scene.before, recording.after
+        spare = [recording.scene.ids["beside"]] if "beside" in recording.scene.ids else []
+        wrong: list[str] = []
+
+        def remove(agent: hosts.Agent) -> None:
+            for name, image in scenes.state(self.world)["main"].items():
+                if image not in (before["main"].get(name), after["main"].get(name)) and "broken" not in image:
+                    wrong.append(f"while full: main/{name} is {image}")
+            for name in spare:
+                agent.storage.remove_image("main", name)
+
+        recording.scene.lay_out(self.world)
+        with loopfs.filled(self.world.directory, free_bytes):
+            outcome = self._run(verb, recording.scene, hosts.Plan("nothing", host_dies=False), remove)
+        return wrong + self._judge(_without(before, spare), _without(after, spare), outcome)
 
     def _act(self, verb: str, scene: scenes.Scene, plan: hosts.Plan) -> BaseException | None:
         """Runs the verb in its scene; how it failed. Nothing of it runs any more then."""
         scene.lay_out(self.world)
+        return self._run(verb, scene, plan, bool)
+
+    def _run(
+        self, verb: str, scene: scenes.Scene, plan: hosts.Plan, then: Callable[[hosts.Agent], object]
+    ) -> BaseException | None:
         with self._agent() as agent, self.host.planned(plan):
             try:
                 verbs.VERBS[verb].act(agent, scene.ids)
@@ -135,6 +165,7 @@ class Ground:
                 return failure
             finally:
                 agent.settle()
+                then(agent)
         return None
 
     @contextlib.contextmanager
@@ -160,26 +191,24 @@ class Ground:
                 wrong.append(f"the repositories do not work any more: {error!r}")
             return wrong
 
-    def _judge(self, recording: Recording, outcome: BaseException | None, *, unnamed: bool) -> list[str]:
+    def _judge(self, before: dict[str, Any], after: dict[str, Any], outcome: BaseException | None) -> list[str]:
         wrong = self._recover()
-        if unnamed and getattr(outcome, "key", None) == "unexpected":
-            wrong.append(f"a failure without a name: {outcome}")
         state = scenes.state(self.world)
-        allowed = [recording.after] if outcome is None else [recording.scene.before, recording.after]
+        allowed = [after] if outcome is None else [before, after]
         if state not in allowed:
             wrong.append(f"neither as before nor as after, with the outcome {outcome!r}:")
             wrong += _difference(state, *allowed)
-        wrong += [
-            stray for stray in scenes.strays(self.world) if not any(known in stray for known in recovery.TOLERATED)
-        ]
-        wrong += self._leases()
-        return wrong
+        return wrong + scenes.strays(self.world) + self._leases()
 
     @staticmethod
     def _leases() -> list[str]:
         """Leases that somebody still holds although nobody is left."""
         held = subprocess.run(["sanlock", "client", "status"], capture_output=True, text=True, check=True).stdout
         return [f"a lease is still held: {line}" for line in held.splitlines() if line.startswith("r ")]
+
+
+def _without(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    return {place: {name: image for name, image in state[place].items() if name not in names} for place in state}
 
 
 def _plan(case: Case) -> hosts.Plan:
@@ -229,24 +258,33 @@ def _quick_place() -> str | None:
 
 
 @contextlib.contextmanager
-def ground() -> Iterator[Ground]:
-    """Everything that the cases need; takes a few seconds to make."""
+def ground(file_system_bytes: int | None = None) -> Iterator[Ground]:
+    """Everything that the cases need; takes a few seconds to make. With a size, the repositories have a file system of
+    their own."""
     with contextlib.ExitStack() as entered:
         patch = entered.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(tempfile, "tempdir", _quick_place())
-        world = entered.enter_context(storage_fixture.making_world())
+        world = entered.enter_context(_world(file_system_bytes))
         sanlock_fixture.use(world.run_dir)
         directory = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="vdsm-crash-")))
         host = hosts.Host(directory)
-        before = {name: os.environ.get(name) for name in host.environment()}
-        os.environ |= host.environment()
-        try:
-            host.start()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+        for name, value in host.environment().items():
+            patch.setenv(name, value)
+        host.start()
         entered.callback(host.stop)
-        kept = directory / "scenes"
-        yield Ground(world, host, kept)
+        yield Ground(world, host, directory / "scenes")
+
+
+@contextlib.contextmanager
+def _world(file_system_bytes: int | None) -> Iterator[storage_fixture.World]:
+    with contextlib.ExitStack() as entered:
+        if file_system_bytes is None:
+            yield entered.enter_context(storage_fixture.making_world())
+        else:
+            daemon = entered.enter_context(sanlock_fixture.running())
+            place = entered.enter_context(loopfs.mounted(file_system_bytes))
+            loopfs.unreserve(place)
+            world = storage_fixture.World(place, daemon.run_dir)
+            yield world
+            for repo in (world.main, world.other):  # before it is unmounted
+                leases.leave(repo.lockspace())
