@@ -18,7 +18,8 @@ class LoopGuard:
     Time that the loop's thread was ready and the kernel had no CPU for it does not count (schedstat's run delay).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
         self.stalls: list[str] = []
         self._thread = threading.get_ident()
         self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
@@ -42,7 +43,7 @@ class LoopGuard:
         """On the loop: how late is it, and whose fault is that?"""
         now, delay = time.monotonic(), self._run_delay()
         blocked = now - self._beat - _TICK_S - (delay - self._delay)
-        if blocked > LIMIT_S:
+        if blocked > self._limit_s:
             self.stalls.append(f"the loop was blocked for {blocked * 1e3:.0f} ms in\n{self._stack}")
         self._beat, self._delay, self._stack = now, delay, ""
         self._timer.cancel()
@@ -54,6 +55,6 @@ class LoopGuard:
     def _watch(self) -> None:
         """In a thread of its own: keeps the stack of what blocks the loop."""
         while not self._ended.wait(_TICK_S):
-            if not self._stack and time.monotonic() - self._beat > LIMIT_S / 2:
+            if not self._stack and time.monotonic() - self._beat > self._limit_s / 2:
                 frame = sys._current_frames().get(self._thread)
                 self._stack = "".join(traceback.format_stack(frame)) if frame else ""

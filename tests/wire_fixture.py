@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.loop_guard import LoopGuard
+from tests.loop_guard import LIMIT_S, LoopGuard
 from tests.sample_verbs import World
 from vdsm import config, events
 from vdsm.api import certificates, server
 
 TIMEOUT_S = 20.0
+# The clients of TLS tests make keys and shake hands in this process: on a busy machine Python's lock is theirs for long.
+_TLS_STALL_S = 1.0
 _PLAIN = {"host": lambda params: params}
 
 
@@ -44,6 +46,7 @@ class Served(World):
         whole = config.Config(wire=self.wire, tls=tls or config.Tls())
         self.api = server.Api(whole, self.verbs, self.events, {"vm": self._shape, **_PLAIN})
         self.guard: LoopGuard
+        self._stall_s = _TLS_STALL_S if tls else LIMIT_S
         self._new_loop = new_loop
         self._stopping: asyncio.Event
         self._ready = threading.Event()
@@ -73,7 +76,7 @@ class Served(World):
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self.guard = LoopGuard()
+        self.guard = LoopGuard(self._stall_s)
         try:
             await self.api.start()
         except (OSError, certificates.CertificateError) as error:
