@@ -19,7 +19,7 @@ from vdsm import config, events
 from vdsm.api import certificates, server
 
 TIMEOUT_S = 20.0
-# The clients of TLS tests make keys and shake hands in this process: on a busy machine Python's lock is theirs for long.
+# The clients of TLS tests make keys and shake hands in this process: on a busy machine they keep Python's lock long.
 _TLS_STALL_S = 1.0
 _PLAIN = {"host": lambda params: params}
 
