@@ -45,7 +45,7 @@ class Progress:
 def test_no_moment_of_death_loses_anything_at_all() -> None:
     progress = Progress(STATE)
     with matrix.ground() as ground, proof.writing(NAME, progress.told["seed"]) as told:
-        cases = [case for verb in verbs.VERBS for case in ground.cases(verb)]
+        cases = [case for verb in verbs.MATRIX for case in ground.cases(verb)]
         left = [case for case in cases if str(case) not in progress.done]
         random.Random(progress.told["seed"]).shuffle(left)
         print(f"seed {progress.told['seed']}: {len(left)} of {len(cases)} cases")
@@ -60,9 +60,20 @@ def _counted(cases: list[matrix.Case]) -> dict[str, object]:
     """How many cases there were of each kind, and of each verb: steps, deaths, errnos."""
     kinds = Counter(case.kind for case in cases)
     told: dict[str, object] = {"cases": len(cases), **{f"steps with {kind}": kinds[kind] for kind in sorted(kinds)}}
-    for verb in verbs.VERBS:
+    for verb in verbs.MATRIX:
         of_verb = [case for case in cases if case.verb == verb]
         steps = {(case.process, case.step) for case in of_verb}
         deaths = sum(1 for case in of_verb if case.kind.startswith("kill"))
         told[verb] = f"{len(steps)} steps, {deaths} deaths, {len(of_verb) - deaths} errors"
     return told
+
+
+@pytest.mark.torture
+@pytest.mark.guest
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("write", [5, 6], ids=["before virt-sysprep", "while it changes the guest"])
+def test_real_sysprep_that_is_killed_leaves_the_guest_as_it_was(write: int) -> None:
+    """Writes of the VM's record: the fifth says that virt-sysprep is going to look at the guest, the sixth that it has
+    begun to change it."""
+    with matrix.ground(real_tools=True) as ground:
+        assert not ground.run_before(selection.named(f"sysprep-real/sysprep-1/pwritev2#{write}/kill"))

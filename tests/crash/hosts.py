@@ -23,6 +23,7 @@ from vdsm.storage import ioproc
 from vdsm.virt import sysprep, template, vmjobs
 
 TOOLS = ("qemu-img", "virt-sysprep")
+_JOB_S = 1200.0  # the real virt-sysprep takes a minute without KVM
 _HERE = Path(__file__).resolve().parent
 
 
@@ -47,7 +48,7 @@ class Plan:
 class Host(forkserver.ForkServer):
     """The fork server, and a directory for traces and tools. `plan` is None as long as nothing is to be traced."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, real_tools: bool) -> None:
         preload = ["vdsm.jobs.worker", *storage.preload(), sysprep.__name__, template.__name__, child.PRELOADED]
         super().__init__(preload, "WARNING", str(directory / "children.log"))
         self.directory = directory
@@ -59,7 +60,8 @@ class Host(forkserver.ForkServer):
         for name in TOOLS:
             (directory / "bin" / name).symlink_to(_HERE / "tool")
             ours = _HERE / name
-            (directory / "real" / name).symlink_to(ours if ours.exists() else str(shutil.which(name)))
+            stand_in = ours.exists() and not real_tools
+            (directory / "real" / name).symlink_to(ours if stand_in else str(shutil.which(name)))
 
     def environment(self) -> dict[str, str]:
         """What the fork server has to be started with."""
@@ -206,7 +208,7 @@ class Agent:
         """Waits for the job; raises `Failed` when it has not done its work."""
         if job_id is None:
             return
-        info: job.Info = self.jobs.wait(job_id, 60)
+        info: job.Info = self.jobs.wait(job_id, _JOB_S)
         assert info["ended"], info
         if info["status"] != "done":
             raise Failed(info)
@@ -214,7 +216,7 @@ class Agent:
     def settle(self) -> None:
         """Returns when no job is under way."""
         for info in self.jobs.list():
-            self.jobs.wait(info["id"], 60)
+            self.jobs.wait(info["id"], _JOB_S)
 
 
 class Failed(Exception):

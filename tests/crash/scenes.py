@@ -8,6 +8,7 @@ from typing import Any
 from tests import storage_fixture
 from tests.crash import hosts, outside
 from vdsm import ids
+from vdsm.tool import guestimage
 
 SIZE_BYTES = 1 << 20
 PLACES = ("main", "other")
@@ -100,6 +101,16 @@ def virtual_machine(build: Builder) -> dict[str, Any]:
     first, second = build.disk(1), build.disk(2)
     snapshot = build.snapshot(second, 3)
     return {"first": first, "second": second, "snapshot": snapshot, "vm": build.vm(first, second)}
+
+
+def real_guest(build: Builder) -> dict[str, Any]:
+    """A VM with a disk that virt-sysprep knows what to do with."""
+    path = build.world.import_dir / "guest.raw"
+    shutil.copyfile(guestimage.build(guestimage.default_cache()).disk_path, path)
+    begun = build.storage.import_image("main", str(path), "raw", {}, {"job_id": ids.new()})
+    build.agent.ended(begun["job_id"])
+    path.unlink()
+    return {"first": begun["image_id"], "vm": build.vm(begun["image_id"])}
 
 
 def deleted_base(build: Builder) -> dict[str, Any]:

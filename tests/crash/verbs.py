@@ -161,4 +161,5 @@ FIXES: dict[str, Verb] = {
     "mend-sysprep": Verb(Interrupted("sysprep", "tool-4", "pwrite64#1"), _fix("mend")),
     "mend-makeTemplate": Verb(Interrupted("makeTemplate", "tool-4", "pwrite64#1"), _fix("mend")),
 }
-VERBS = {**CALLS, **JOBS, **FIXES}
+MATRIX = {**CALLS, **JOBS, **FIXES}
+VERBS = {**MATRIX, "sysprep-real": Verb(scenes.real_guest, _sysprep)}
