@@ -24,6 +24,7 @@ from vdsm.virt import domxml, hookedxml, spec
 
 VM_ID = "0b0fbe2b-5b6f-4f0e-9b3c-0d4e1f9a7c11"
 DISKS = ("e2f1c0aa-6a0d-4a7e-8f39-0d3f6f3a1b01", "e2f1c0aa-6a0d-4a7e-8f39-0d3f6f3a1b02")
+AFTER_START = points.AFTER_VM_START
 JSON_POINT = points.AFTER_GET_CAPS
 
 
@@ -222,6 +223,13 @@ def test_launch_flags_go_from_script_to_script(scripts: Scripts) -> None:
     outcome = scripts.run()
     outcome.check()
     assert outcome.launch_flags == points.START_PAUSED
+
+
+def test_the_flags_of_a_start_are_told_after_it(scripts: Scripts) -> None:
+    """Scripts that had the guest wait let it go on then."""
+    scripts.add("1", "#!hook\nhooking.log(hooking.load_vm_launch_flags_from_file(os.environ['vmId']))\n", AFTER_START)
+    outcome = scripts.runner.run(AFTER_START, lambda: PLANNED, vm_id=VM_ID, launch_flags=points.START_PAUSED)
+    assert outcome.results[0].stderr == "1"
 
 
 def test_big_domains_pass(scripts: Scripts) -> None:

@@ -13,7 +13,7 @@ class Point:
     """`data` is what a script finds in a file: the domain's XML (named by `_hook_domxml`), a JSON document (named by
     `_hook_json`), or no file at all. `may_change`: what scripts leave in the file is what the agent goes on with.
     `may_veto`: a script that fails makes the operation fail. `launch_flags`: those of libvirt's flags for the start
-    that scripts may set."""
+    that scripts may set, or find as they were set."""
 
     name: str
     data: Literal["domxml", "json", "none"]
@@ -27,7 +27,7 @@ START_PAUSED = 1
 
 
 BEFORE_VM_START = Point("before_vm_start", "domxml", may_change=True, may_veto=True, launch_flags=START_PAUSED)
-AFTER_VM_START = Point("after_vm_start", "domxml")
+AFTER_VM_START = Point("after_vm_start", "domxml", launch_flags=START_PAUSED)
 BEFORE_VM_CONT = Point("before_vm_cont", "domxml", may_veto=True)
 AFTER_VM_CONT = Point("after_vm_cont", "domxml")
 BEFORE_VM_PAUSE = Point("before_vm_pause", "domxml", may_veto=True)

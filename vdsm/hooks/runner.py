@@ -126,6 +126,7 @@ class Runner:
         properties: Mapping[str, str] | None = None,
         check: Check | None = None,
         unwanted: Callable[[], bool] = lambda: False,
+        launch_flags: int = 0,
     ) -> Outcome:
         """Runs the point's scripts in the order of their names.
 
@@ -142,6 +143,7 @@ class Runner:
             check or (lambda _: None),
             lambda files: environment.build(properties or {}, vm_id, files),
             lambda: self._stopping.is_set() or unwanted(),
+            launch_flags,
         )
         results = tuple(self._each(scripts, chain))
         return Outcome(point, chain.text if point.data != "none" else None, chain.flags, results)
@@ -172,8 +174,9 @@ class _Chain:
         check: Check,
         environment_with: Callable[[Mapping[str, Path]], dict[str, str]],
         unwanted: Callable[[], bool],
+        flags: int,
     ) -> None:
-        self.point, self.text, self.flags = point, text, 0
+        self.point, self.text, self.flags = point, text, flags
         self.unwanted = unwanted
         self._check = check
         self._environment_with = environment_with

@@ -130,7 +130,13 @@ class VmHooks:
         unwanted: Callable[[], bool] = lambda: False,
     ) -> runner.Outcome:
         outcome = self._scripts.run(
-            point, data, vm_id=known.id, properties=known.spec.custom_properties, check=check, unwanted=unwanted
+            point,
+            data,
+            vm_id=known.id,
+            properties=known.spec.custom_properties,
+            check=check,
+            unwanted=unwanted,
+            launch_flags=points.START_PAUSED if known.stays_paused else 0,
         )
         if outcome.results:
             told = [result.to_dict() for result in outcome.results]
