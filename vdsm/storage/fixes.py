@@ -117,6 +117,7 @@ class CleanLeftovers(_Clean):
     def run(self, ctx: worker.Context) -> None:
         repo, image_id = self.target(ctx.argument), ctx.argument["entity"]
         if image_id in repo.image_ids():
+            repo.allocate(ctx.session, repo.slot(image_id))  # its maker may have died before it had its leases
             with repo.owning(ctx.session, exclusive=[image_id]):
                 _remove_unnamed(repo, image_id)
                 _free_empty(repo, ctx.session, repo.slot(image_id))
@@ -138,6 +139,7 @@ class CleanVmSlot(_Clean):
         repo = self.target(ctx.argument)
         slot = repo.vm_slot(ctx.argument["entity"])
         if slot.name in repo.vm_ids():
+            repo.allocate(ctx.session, slot)  # as for an image
             with ctx.session.holding([slot.data_lease()], LEASE_WAIT_S):
                 _free_empty(repo, ctx.session, slot)
 
