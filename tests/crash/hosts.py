@@ -23,7 +23,6 @@ from vdsm.storage import ioproc
 from vdsm.virt import sysprep, template, vmjobs
 
 TOOLS = ("qemu-img", "virt-sysprep")
-_JOB_S = 1200.0  # the real virt-sysprep takes a minute without KVM
 _HERE = Path(__file__).resolve().parent
 
 
@@ -52,6 +51,7 @@ class Host(forkserver.ForkServer):
         preload = ["vdsm.jobs.worker", *storage.preload(), sysprep.__name__, template.__name__, child.PRELOADED]
         super().__init__(preload, "WARNING", str(directory / "children.log"))
         self.directory = directory
+        self.job_s = 1200.0 if real_tools else 60.0  # virt-sysprep takes minutes on a busy host without KVM
         self.plan: Plan | None = None
         self._tracers = contextlib.ExitStack()
         self._spawned: list[forkserver.Child] = []
@@ -208,7 +208,7 @@ class Agent:
         """Waits for the job; raises `Failed` when it has not done its work."""
         if job_id is None:
             return
-        info: job.Info = self.jobs.wait(job_id, _JOB_S)
+        info: job.Info = self.jobs.wait(job_id, self.host.job_s)
         assert info["ended"], info
         if info["status"] != "done":
             raise Failed(info)
@@ -216,7 +216,7 @@ class Agent:
     def settle(self) -> None:
         """Returns when no job is under way."""
         for info in self.jobs.list():
-            self.jobs.wait(info["id"], _JOB_S)
+            self.jobs.wait(info["id"], self.host.job_s)
 
 
 class Failed(Exception):

@@ -152,6 +152,7 @@ FIXES: dict[str, Verb] = {
     "merge-pull": Verb(scenes.pulled, _fix("merge")),
     "optimize": Verb(scenes.degraded, _fix("optimize")),
     "clean": Verb(Interrupted("removeImage", "main-1", "unlink#1"), _fix("clean")),
+    "clean-slot-begun": Verb(Interrupted("createVirtualDisk", "main-1", "fallocate#1"), _fix("clean")),
     "clean-slot": Verb(Interrupted("createVirtualDisk", "main-1", "pwritev2#1"), _fix("clean")),
     "mend-createVirtualDisk": Verb(Interrupted("createVirtualDisk-base", "tool-1", "pwrite64#1"), _fix("mend")),
     "mend-createSnapshot": Verb(Interrupted("createSnapshot-chain", "tool-1", "pwrite64#1"), _fix("mend")),
