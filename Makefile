@@ -31,7 +31,7 @@ down:
 
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest -n 2 --dist loadfile $(TESTS)
+	@$(DEV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check:
 	@$(PREREQUISITES) test

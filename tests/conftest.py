@@ -25,15 +25,26 @@ from vdsm.tool import guestimage
 
 JOIN_S = 30.0
 MEMORY_MIB = 64  # of guests without guest code
+STACK = {"stack", "agent", "repo"}
+DAEMONS = {*STACK, "world", "storage", "ground", "host", "service"}  # fixtures on private daemons
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the stack says so by its fixtures; nobody has to remember a marker. Real guests come first: they are
-    the longest, and run beside all others."""
-    items.sort(key=lambda item: item.get_closest_marker("guest") is None)
+    """What needs the stack says so by its fixtures; nobody has to remember a marker. Files with real guests come first,
+    then those with real daemons: they take longest, and the others fill what is left of the other processes' time."""
     for item in items:
-        if {"stack", "agent", "repo"} & set(getattr(item, "fixturenames", ())):
+        if STACK & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.stack)
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = min(ranks.get(item.path, 2), _rank(item))
+    items.sort(key=lambda item: ranks[item.path])
+
+
+def _rank(item: pytest.Item) -> int:
+    if item.get_closest_marker("guest"):
+        return 0
+    return 1 if DAEMONS & set(getattr(item, "fixturenames", ())) else 2
 
 
 @pytest.fixture(scope="session")
