@@ -405,10 +405,10 @@ def test_a_huge_claim_reads_a_bounded_part_of_the_file(tmp_path: Path) -> None:
         file.seek(16 * sizes.MIB)
         file.write(entries)
         file.truncate(sizes.TIB)
-    before, began = bytes_read(), time.monotonic()
+    before, began = bytes_read(), time.process_time()
     assert accepted(path).l1_entries == 4 * sizes.MIB
     assert bytes_read() - before <= 43 * sizes.MIB
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def bytes_read() -> int:
