@@ -12,6 +12,7 @@ from vdsm.storage import (
     chain,
     checking,
     copying,
+    fences,
     findings,
     fixclaims,
     imageheader,
@@ -85,17 +86,24 @@ def place(request: pytest.FixtureRequest, shelf: Shelf, world: storage_fixture.W
     return Shelf(getattr(world, request.param), shelf.session)
 
 
+def sysprepped(vm: Machine, place: Shelf, disk: str, change: overlays.Change, *, committed: bool) -> None:
+    """The VM's host died around the commit point: all is claimed, and no lease held."""
+    with place.session.holding([place.repo.slot(disk).data_lease()], 1):
+        overlays.begin(place.repo, place.session, disk, change, vm.work, vm.where)
+        storage_fixture.qemu_io(Path(place.repo.data_path(change["data"])), "qcow2", "write -P 9 0 65536")
+        overlays.claim(place.repo, place.session, disk, change, vm.work, vm.where)
+        place.session.release([place.repo.slot(change["hidden"]).data_lease()])
+    place.change(disk, work={**place.image(disk)["work"], **ANOTHER_BOOT})
+    done = {"state": "committing", "committed": True} if committed else {}
+    vm.stands({"disks": {disk: change}, "repos": {disk: place.repo.name}}, **done)
+
+
 @pytest.mark.parametrize("committed", [False, True], ids=["taken back", "finished"])
 def test_sysprep_that_died(service: Service, shelf: Shelf, place: Shelf, committed: bool) -> None:
     disk = place.disk()
     place.write(disk, 1)
     vm, change = Machine(shelf, place.repo.name, disk, "sysprep"), overlays.plan(disk)
-    with shelf.session.holding([place.repo.slot(disk).data_lease()], 1):
-        overlays.begin(place.repo, shelf.session, disk, change, vm.work, vm.where)
-        storage_fixture.qemu_io(Path(place.repo.data_path(change["data"])), "qcow2", "write -P 9 0 65536")
-        shelf.session.release([place.repo.slot(change["hidden"]).data_lease()])
-    done = {"state": "committing", "committed": True} if committed else {}
-    vm.stands({"disks": {disk: change}, "repos": {disk: place.repo.name}}, **done)
+    sysprepped(vm, place, disk, change, committed=committed)
     for repo_id in ("main", "other"):
         assert check(service, repo_id).keys() == ({vm.id} if repo_id == "main" else set()), "only as a whole"
     (fix,) = check(service)[vm.id]
@@ -114,6 +122,69 @@ def test_sysprep_that_died(service: Service, shelf: Shelf, place: Shelf, committ
         fix_all(service, repo_id)  # a finished one leaves its hidden snapshot to be merged
     place.shows(disk, 9 if committed else 1)
     assert place.image(disk)["base"] is None and len(place.repo.data_names()) == 1
+
+
+def test_disk_of_a_committed_sysprep_is_nobody_elses(service: Service, shelf: Shelf, place: Shelf) -> None:
+    """What another VM wrote there would be hidden when the sysprep is finished, whenever that is (trap 39)."""
+    disk = place.disk()
+    place.write(disk, 1)
+    repo_id = place.repo.repo_id
+    vm, change = Machine(shelf, place.repo.name, disk, "sysprep"), overlays.plan(disk)
+    planned = service.storage.plan_disk(disk, repo_id, writable=True)
+    sysprepped(vm, place, disk, change, committed=True)
+
+    with pytest.raises(errors.ImageBusy) as refused:
+        leased_exec._check(planned.records[0])
+    assert refused.value.facts["job_id"] == vm.work["job_id"]
+    storage = service.storage
+    for use in (
+        lambda: storage.plan_disk(disk, repo_id, writable=True),
+        lambda: storage.plan_disk(disk, repo_id, writable=False),
+        lambda: storage.create_snapshot(repo_id, disk, {}),
+        lambda: storage.resize_virtual_disk(repo_id, disk, 2 << 20),
+        lambda: storage.copy_image("main", disk),
+        lambda: storage.remove_image(repo_id, disk),
+    ):
+        with pytest.raises(errors.ImageBusy):
+            use()
+    fence = {"lease_id": disk, "generation": None, "job_id": None}
+    with pytest.raises(errors.WorkCommitted):
+        fences.fence(place.repo, place.session, fence)
+    assert service.storage.get_image_status(repo_id, disk)["verdict"]["state"] == "interrupted"
+    place.shows(disk, 1)
+
+    (fix,) = check(service)[vm.id]
+    service.ended(service.storage.fix_storage_repository("main", fix)["job_id"])
+    plan = service.storage.plan_disk(disk, repo_id, writable=True)
+    assert Path(plan.path).name == change["data"]
+    for checked in plan.records:
+        leased_exec._check(checked)
+    status = service.storage.get_image_status(repo_id, disk)
+    assert (status["verdict"]["state"], status["work"]["job_id"]) == ("done", vm.work["job_id"])
+    place.shows(disk, 9)
+
+
+def test_claim_that_its_vm_has_forgotten_is_ended(service: Service, shelf: Shelf, place: Shelf) -> None:
+    """As when taking it back failed. One that the VM's record speaks of is not ended, whoever asks for it."""
+    disk = place.disk()
+    place.write(disk, 1)
+    repo_id = place.repo.repo_id
+    vm, change = Machine(shelf, place.repo.name, disk, "sysprep"), overlays.plan(disk)
+    sysprepped(vm, place, disk, change, committed=True)
+    named = vm.record["work"]["names"]
+    vm.stands({}, state="failed")
+    (fix,) = check(service, repo_id)[disk]
+    assert fix["type"] == "mend" and change["hidden"] not in check(service, repo_id)
+    vm.stands(named, state="committing", committed=True)
+    assert disk not in check(service, repo_id)
+    with pytest.raises((errors.FixOutdated, errors.ImageBusy)):
+        service.storage.fix_storage_repository(repo_id, fix)
+    assert chain.claim(place.image(disk)) is not None
+    vm.stands({}, state="failed")
+    fix_all(service, repo_id)
+    models.check_usable(place.image(disk))
+    place.shows(disk, 1)
+    assert place.files() >= {f"images/{disk}"} and place.repo.find(change["hidden"]) is None
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["taken back", "finished"])

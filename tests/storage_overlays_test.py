@@ -6,7 +6,7 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import copying, models, overlays, qemuimg, repository
+from vdsm.storage import chain, copying, models, overlays, qemuimg, repository
 from vdsm.storage.formats import filelayout
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
@@ -23,6 +23,10 @@ def overlaid(shelf: Shelf, disk: str) -> overlays.Change:
     path = shelf.repo.data_path(change["data"])
     storage_fixture.qemu_io(storage_fixture.Path(path), "qcow2", "write -P 9 0 65536")
     return change
+
+
+def claim(shelf: Shelf, disk: str, change: overlays.Change) -> None:
+    overlays.claim(shelf.repo, shelf.session, disk, change, WORK, VM)
 
 
 @pytest.fixture
@@ -44,10 +48,12 @@ def test_overlay_leaves_the_disk_alone_until_it_is_committed(shelf: Shelf, disk:
         shelf.shows(disk, 1)
         hidden = shelf.image(change["hidden"])
         assert (hidden["status"], hidden["deleted"], hidden["data"]) == ("broken", True, before["data"])
+        claim(shelf, disk, change)
         overlays.commit(shelf.repo, shelf.session, disk, change)
         assert {lease[1] for lease in shelf.session.held()} == {disk}
     after, hidden = shelf.image(disk), shelf.image(change["hidden"])
     assert (after["data"]["name"], after["base"], after["generation"]) == (change["data"], change["hidden"], 2)
+    assert (after["work"]["kind"], after["work"]["state"], after["work"]["names"]) == ("sysprep", "done", {})
     assert (hidden["status"], hidden["deleted"]) == ("optimized", True)
     shelf.shows(disk, 9)
     assert shelf.remove(disk) == [disk, change["hidden"]]
@@ -59,22 +65,55 @@ def test_dropped_overlay_leaves_nothing(shelf: Shelf, disk: str) -> None:
     with shelf.session.holding([held(shelf, disk)], 1):
         change = overlaid(shelf, disk)
         for _ in range(2):
-            overlays.drop(shelf.repo, shelf.session, change)
+            overlays.drop(shelf.repo, shelf.session, disk, change)
     assert (shelf.image(disk), shelf.files()) == (before, files)
     shelf.shows(disk, 1)
 
 
 def test_dropping_what_was_never_begun_is_fine(shelf: Shelf, disk: str) -> None:
-    overlays.drop(shelf.repo, shelf.session, overlays.plan(disk))
+    overlays.drop(shelf.repo, shelf.session, disk, overlays.plan(disk))
     shelf.shows(disk, 1)
+
+
+def test_claimed_disk_gets_its_work_back_with_the_drop(shelf: Shelf, disk: str) -> None:
+    before, files = shelf.image(disk), shelf.files()
+    with shelf.session.holding([held(shelf, disk)], 1):
+        change = overlaid(shelf, disk)
+        for _ in range(2):
+            claim(shelf, disk, change)
+    claimed = shelf.image(disk)
+    assert {**claimed, "work": 0, "version": 0} == {**before, "work": 0, "version": 0}
+    assert (claimed["work"]["job_id"], claimed["work"]["state"]) == ("the job", "running")
+    overlays.drop(shelf.repo, shelf.session, disk, overlays.plan(disk))
+    assert shelf.image(disk) == claimed, "of another change"
+    for _ in range(2):
+        overlays.drop(shelf.repo, shelf.session, disk, change)
+    assert {**shelf.image(disk), "version": before["version"]} == before
+    assert shelf.files() == files
+
+
+def test_disk_that_was_switched_is_left_as_it_is_now(shelf: Shelf, disk: str) -> None:
+    """By whoever finishes the job for the VM's other disks, after this one was used again."""
+    with shelf.session.holding([held(shelf, disk)], 1):
+        change = overlaid(shelf, disk)
+        claim(shelf, disk, change)
+        overlays.commit(shelf.repo, shelf.session, disk, change)
+    shelf.snapshot(disk)
+    shelf.write(disk, 5)
+    now = shelf.image(disk)
+    with shelf.session.holding([held(shelf, disk)], 1):
+        overlays.commit(shelf.repo, shelf.session, disk, change)
+    assert shelf.image(disk) == now
+    shelf.shows(disk, 5)
 
 
 STEPS: dict[str, tuple[object, str, int]] = {
     "before the slot": (filelayout.FileLayout, "allocate", 1),
     "before the record": (record, "create", 1),
     "before the overlay": (qemuimg, "run", 1),
-    "before the hidden one is done": (repository.Repository, "update", 1),
-    "before the disk": (repository.Repository, "update", 2),
+    "before the claim": (repository.Repository, "update", 1),
+    "before the hidden one is done": (repository.Repository, "update", 2),
+    "before the disk": (repository.Repository, "update", 3),
 }
 
 
@@ -96,13 +135,16 @@ def test_killed_work_is_dropped_or_committed_by_another_worker(shelf: Shelf, dis
     def act(inside: Shelf) -> None:
         inside.session.acquire([held(inside, disk)], 1)
         overlays.begin(inside.repo, inside.session, disk, change, WORK, VM)
+        claim(inside, disk, change)
         overlays.commit(inside.repo, inside.session, disk, change)
 
     kill(shelf, step, act)
-    assert shelf.image(disk) == before
+    claimed = step not in list(STEPS)[:4]
+    assert {**shelf.image(disk), "work": 0, "version": 0} == {**before, "work": 0, "version": 0}
+    assert (chain.claim(shelf.image(disk)) is not None) == claimed
     with shelf.session.holding([held(shelf, disk)], 1):
-        if step in list(STEPS)[:3]:
-            overlays.drop(shelf.repo, shelf.session, change)
+        if not claimed:
+            overlays.drop(shelf.repo, shelf.session, disk, change)
             assert shelf.files() == files
         else:
             for _ in range(2):
@@ -125,6 +167,7 @@ def test_hidden_image_is_not_cleaned_while_its_job_lives(shelf: Shelf, disk: str
         names = {"disks": {disk: change}}
         record.create(vm, {"id": vm.name, "kind": "vm", "work": {**WORK, "names": names, "state": "committing"}})
         assert shelf.remove(change["hidden"]) == []
+        claim(shelf, disk, change)
         overlays.commit(shelf.repo, shelf.session, disk, change)
     shelf.shows(disk, 9)
 

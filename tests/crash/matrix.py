@@ -200,7 +200,7 @@ class Ground:
             return wrong
 
     def _judge(self, before: dict[str, Any], after: dict[str, Any], outcome: BaseException | None) -> list[str]:
-        wrong = self._recover()
+        wrong = [*scenes.unguarded(self.world), *self._recover()]
         state = scenes.state(self.world)
         allowed = [after] if outcome is None else [before, after]
         if state not in allowed:

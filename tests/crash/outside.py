@@ -103,6 +103,22 @@ def _converted(source: str, size_bytes: int) -> str:
     return found
 
 
+def unguarded(place: Path) -> list[str]:
+    """Disks that a committed job on a VM is still going to switch, although another VM might be started on them: their
+    record neither claims them for it nor has them on their overlay."""
+    images = records(place, "images")
+    found = []
+    for vm_id, vm in records(place, "vms").items():
+        work = vm["work"] or {}
+        if work.get("committed") and work["state"] != "done":
+            for disk_id, change in work["names"].get("disks", {}).items():
+                disk = images[disk_id]
+                claimed = (disk["work"] or {}).get("names", {}).get("hidden") == change["hidden"]
+                if disk["data"]["name"] != change["data"] and not (claimed and disk["work"]["state"] == "running"):
+                    found.append(f"disk {disk_id} is free to use before the {work['kind']} of VM {vm_id} is finished")
+    return found
+
+
 def strays(place: Path) -> list[str]:
     """What has no business in a repository that nobody is working on: data and slots that no record accounts for,
     deleted images that nobody needs, work that has not ended."""

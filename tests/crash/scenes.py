@@ -46,6 +46,10 @@ def strays(world: storage_fixture.World) -> list[str]:
     return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
 
 
+def unguarded(world: storage_fixture.World) -> list[str]:
+    return [f"{place}: {disk}" for place in PLACES for disk in outside.unguarded(world.directory / place)]
+
+
 class Builder:
     """Short words for what scenes are built of."""
 

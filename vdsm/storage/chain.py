@@ -32,7 +32,7 @@ def needs(entity: Record) -> set[str]:
     found = {entity["base"]} if entity.get("base") else set()
     if counts(entity):
         names = _names(entity)
-        found.update(filter(None, [names.get("snapshot")]))
+        found.update(filter(None, [names.get("snapshot"), names.get("hidden")]))
         found.update(change["hidden"] for change in names.get("disks", {}).values())
     return found
 
@@ -82,6 +82,13 @@ def counts(entity: Record) -> bool:
         return False
     half_made = entity.get("status") == models.BROKEN or work.get("committed", False)
     return half_made or work["state"] in models.UNFINISHED
+
+
+def claim(image: Record) -> dict[str, Any] | None:
+    """What the claim of a VM's job on this disk names (`overlays.claim`), None when there is none. It stands until that
+    job is finished or taken back, whoever does it."""
+    names = _names(image)
+    return names if "hidden" in names and counts(image) else None
 
 
 def open_resize(image: Record) -> int | None:

@@ -13,7 +13,7 @@ import signal
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.storage import models, reading, verdicts
+from vdsm.storage import chain, models, reading, verdicts
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
 
 Argument = dict[str, Any]
@@ -54,7 +54,8 @@ def fence(repo: Repository, session: leases.Session, argument: Argument) -> None
     None).
 
     Work that a call does by itself, without a job, has no worker that could come late: it stays open, for whoever
-    finishes it. So does work past its commit point, which is refused. A repeated fence of the same job changes nothing.
+    finishes it. So does work past its commit point, which is refused; a VM's job that claims its disks has come there.
+    A repeated fence of the same job changes nothing.
 
     Killed: the record is as before, or fenced. Raises `LeaseHeld`, `GenerationMismatch`, `WorkCommitted`, `Superseded`
     (other work is open), `NoSuchLease`.
@@ -75,7 +76,7 @@ def _fenced(repo: Repository, known: record.Record, argument: Argument) -> recor
         return fenced
     if job_id not in (None, named):
         raise errors.Superseded(entity=known["id"], work=work)
-    if state == verdicts.COMMITTING:
+    if state == verdicts.COMMITTING or chain.claim(known) is not None:
         raise errors.WorkCommitted(entity=known["id"], job_id=named)
     return {**fenced, "work": {**work, "state": verdicts.FENCED}}
 

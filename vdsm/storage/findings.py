@@ -113,6 +113,8 @@ def made_for_vm(vm: Record) -> set[str]:
 
 
 def _of_image(survey: Survey, image: Record) -> Finding | None:
+    if chain.claim(image) is not None:
+        return _claimed_by_vm(survey, image)
     if image["status"] == models.BROKEN and "vm" in image["work"]["names"]:
         return _left_by_vm(survey, image)
     if image["deleted"]:
@@ -155,7 +157,7 @@ def _can_be_merged(survey: Survey, image: Record, above: Record) -> bool:
     belongs to a job on a VM, comes first. A merge that was cut off has broken the lower one itself."""
     begun = (image["work"] or {}).get("kind") == MERGE_IMAGE
     whole = above["status"] != models.BROKEN and (image["status"] != models.BROKEN or begun)
-    free = above["id"] not in survey.live and above["id"] not in _held_by_vms(survey)
+    free = above["id"] not in {*survey.live, *_held_by_vms(survey)} and chain.claim(above) is None
     needed = not above["deleted"] or bool(chain.dependents(above["id"], survey.entities))
     return whole and free and needed and above["base"] == image["id"]
 
@@ -179,11 +181,27 @@ def _broken(survey: Survey, image: Record) -> Finding | None:
     return None
 
 
-def _left_by_vm(survey: Survey, image: Record) -> Finding:
-    """Made for a VM whose record does not speak of it any more; one in another repository must be asked first."""
+def _left_by_vm(survey: Survey, image: Record) -> Finding | None:
+    """Made for a VM whose record does not speak of it any more. A disk that is claimed for it is freed first."""
     work = image["work"]
+    if chain.dependents(image["id"], survey.entities):
+        return None
     found = _to_clean(survey, image, f"remove {_name(image)}, which {work['kind']} of a VM has left behind")
-    vm = work["names"]["vm"]
+    return _ask_vm(survey, found, work["names"]["vm"])
+
+
+def _claimed_by_vm(survey: Survey, disk: Record) -> Finding | None:
+    """Mended with its VM as long as that speaks of the same hidden image."""
+    names = disk["work"]["names"]
+    if names["hidden"] in _held_by_vms(survey):
+        return None
+    description = f"end what {disk['work']['kind']} of a VM has left behind on {_name(disk)}, so that it can be used"
+    found = Finding(MEND, END_WORK, disk["id"], description, _guard(disk))
+    return _ask_vm(survey, found, {**names["vm"], "made": names["hidden"]})
+
+
+def _ask_vm(survey: Survey, found: Finding, vm: dict[str, str]) -> Finding:
+    """One in another repository must be asked first, whether it speaks of the image (`made`: of that one)."""
     return found._replace(guard={**found.guard, "vm": vm}) if vm["repo"] != survey.repo_name else found
 
 

@@ -27,6 +27,7 @@ away since. What the states mean: `verdicts.py`. `names` are the things that are
     createSnapshot, in the snapshot  {"disk": id}
     resizeVirtualDisk                {"size_bytes": the disk's new size}
     hidden overlay                   {"disk": id, "data": name of the overlay, "vm": {"repo": persistent name, "id"}}
+    disk, before sysprep's commit    {"hidden": id, "vm": {"repo", "id"}, "before": the work before, or None}
     new image of makeTemplate        {"vm": {"repo", "id"}}
     copyImage, importImage           {"source": ...}
     VM record, sysprep               {"disks": {disk id: {"hidden": id, "data": name}}, "repos": {disk id: theirs}}

@@ -2,23 +2,28 @@
 
     before     disk -> data D
     begin      H (hidden snapshot: deleted, broken) -> D,  overlay O on D;  disk -> D still
-    commit     H complete -> D,  disk -> O, based on H
+    claim      the disk's work names H: nobody else gets to use the disk
+    commit     H complete -> D,  disk -> O, based on H, the claim's work done
     drop       as before
 
 For jobs over several disks (sysprep): the VM's record names all changes from the request on, `begin` for each, work on
-the overlays, write the VM's record as "committing" (the commit point of the whole), `commit` each disk. As long as it
-says so, every H that it names is kept from being cleaned.
+the overlays, `claim` each disk, write the VM's record as "committing" (the commit point of the whole), `commit` each
+disk. As long as it says so, every H that it names is kept from being cleaned.
+
+Leases end with their host, and what another VM wrote on D after the commit point would be hidden by O. So a disk that
+is going to be switched says so in its own record, and the end of that claim is the same write as the switch.
 
 Runs in a job's worker, whose leases cover the disk, exclusively, all the time. `begin` takes the lease of H, which is
 held until `commit` or `drop`; in another process those take it themselves. Every function may be called twice, and
-`drop` also when nothing was begun. A crash leaves H with its lease free: to be committed when a VM's record says
-"committing" and names it, to be dropped otherwise.
+`drop` also when nothing was begun. A crash leaves H with its lease free, and the disk claimed or not: to be committed
+when a VM's record says "committing" and names it, to be dropped otherwise.
 """
 
+import contextlib
 from typing import Any
 
-from vdsm import ids, leases, record
-from vdsm.storage import intents, models, removal
+from vdsm import errors, ids, leases, record
+from vdsm.storage import chain, intents, models, removal
 from vdsm.storage.repository import Repository
 
 Change = dict[str, str]
@@ -56,29 +61,65 @@ def _hidden(
     return models.new(fields, repo.host_id, {**work, "names": names})
 
 
+def claim(
+    repo: Repository, session: leases.Session, disk_id: str, change: Change, work: dict[str, Any], vm: dict[str, str]
+) -> None:
+    """From here to `commit` or `drop` nobody else uses the disk, also when this host is lost. `work` and `vm` as for
+    `begin`. To be called last before the commit point: what dies earlier leaves the disk free.
+
+    Killed: the disk is claimed or it is not.
+    """
+
+    def claimed(disk: record.Record) -> record.Record | None:
+        if _is_claimed(disk, change):
+            return None
+        models.check_usable(disk, models.DISK)
+        names = {"hidden": change["hidden"], "vm": vm, "before": disk["work"]}
+        fresh = models.work(work["kind"], repo.host_id, names, job_id=work["job_id"], host_generation=since)
+        return {**disk, "work": {**fresh, "state": "running"}, "writer": models.writer(repo.host_id)}
+
+    since = repo.host_generation(repo.slot(disk_id))
+    repo.update(session, disk_id, claimed)
+
+
+def _is_claimed(disk: record.Record, change: Change) -> bool:
+    return (chain.claim(disk) or {}).get("hidden") == change["hidden"]
+
+
 def commit(repo: Repository, session: leases.Session, disk_id: str, change: Change) -> None:
     """The disk is what the overlay shows. The overlay's data must be on stable storage before.
 
-    Killed: H is complete or not, the disk on its old data or on the overlay; the next call goes on.
+    A disk that is not claimed for the change was switched before; whatever has become of it since, it stays.
+
+    Killed: H is complete or not, the disk claimed on its old data, or on the overlay; the next call goes on.
     """
-    repo.keep(session, change["hidden"])
+    hidden = change["hidden"]
+    if _is_claimed(repo.get(disk_id), change):
+        repo.keep(session, hidden)
+        if repo.get(hidden)["status"] == models.BROKEN:
+            repo.update(session, hidden, lambda found: models.done(found, repo.host_id))
+        repo.update(session, disk_id, lambda found: _on_overlay(repo, found, change))
+    lease = repo.slot(hidden).data_lease()
+    if (lease.lockspace, lease.name, False) in session.held():
+        session.release([lease])
+
+
+def _on_overlay(repo: Repository, disk: record.Record, change: Change) -> record.Record:
     overlay = {"name": change["data"], "format": models.QCOW2}
-    if repo.get(change["hidden"])["status"] == models.BROKEN:
-        repo.update(session, change["hidden"], lambda found: models.done(found, repo.host_id))
-    if repo.get(disk_id)["data"] != overlay:
-        repo.update(session, disk_id, lambda found: _on_overlay(repo, found, overlay, change["hidden"]))
-    session.release([repo.slot(change["hidden"]).data_lease()])
+    return models.done(disk, repo.host_id, data=overlay, base=change["hidden"])
 
 
-def _on_overlay(repo: Repository, disk: record.Record, overlay: dict[str, str], hidden_id: str) -> record.Record:
-    changed = {**disk, "data": overlay, "base": hidden_id, "generation": disk["generation"] + 1}
-    return {**changed, "status": models.settled(changed), "writer": models.writer(repo.host_id)}
-
-
-def drop(repo: Repository, session: leases.Session, change: Change) -> None:
-    """The disk is as it was; nothing is left of the overlay. Killed: H is there still, or nothing is.
+def drop(repo: Repository, session: leases.Session, disk_id: str, change: Change) -> None:
+    """The disk is as it was, its work too; nothing is left of the overlay. Needs no lease of the disk: it changes only
+    one that is claimed for this. Killed: H is there still, or nothing is.
 
     The VM's record still names the overlay's data, so nobody else would take it for unused.
     """
+    with contextlib.suppress(errors.NoSuchImage):
+        repo.update(session, disk_id, lambda disk: _unclaimed(repo, disk) if _is_claimed(disk, change) else None)
     repo.remove_data(change["data"])
     removal.discard_held(repo, session, change["hidden"])
+
+
+def _unclaimed(repo: Repository, disk: record.Record) -> record.Record:
+    return {**disk, "work": disk["work"]["names"]["before"], "writer": models.writer(repo.host_id)}

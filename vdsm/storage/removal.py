@@ -34,6 +34,8 @@ def remove_image(repo: Repository, session: leases.Session, argument: dict[str, 
 
 def _deleted(repo: Repository, image: record.Record, expected: int | None) -> record.Record:
     models.check_generation(image, expected)
+    if chain.claim(image) is not None:
+        raise models.busy(image)  # the VM's job is finished with all its disks, or taken back
     if image["work"] and image["work"]["state"] == "queued" and image["work"]["host_id"] != repo.host_id:
         raise models.busy(image)  # the other host's worker would take it up any moment (trap 24)
     return {**image, "deleted": True, "writer": models.writer(repo.host_id)}

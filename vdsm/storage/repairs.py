@@ -62,13 +62,15 @@ class Repairs:
         if self._jobs.standing(finding["guard"].get("job_id")) == registry.ACTIVE:
             return False
         where = finding["guard"].get("vm")
-        if where is None:
-            return True
         try:
-            vm: Record | None = self._connections.read(self._connected(where["repo"]), "vm", {"vm_id": where["id"]})
+            return where is None or self._is_forgotten(where, finding["entity"])
         except errors.VdsmError:
             return False
-        return vm is None or not chain.counts(vm) or finding["entity"] not in findings.made_for_vm(vm)
+
+    def _is_forgotten(self, where: dict[str, str], entity: str) -> bool:
+        """Whether the VM's record does not speak of the image any more. Then it never will again."""
+        vm: Record | None = self._connections.read(self._connected(where["repo"]), "vm", {"vm_id": where["id"]})
+        return vm is None or not chain.counts(vm) or where.get("made", entity) not in findings.made_for_vm(vm)
 
     # -- fix ---------------------------------------------------------------------------------------------------------
 
@@ -122,6 +124,8 @@ class Repairs:
             return self._parts_of_vm(repo_id, token)
         vm = token.guard.get("vm")
         if isinstance(vm, dict):
+            if token.fix == findings.END_WORK and not self._is_forgotten(vm, token.entity):
+                raise errors.FixOutdated(fix=token.fix, entity=token.entity, reason="it belongs to a job on a VM")
             elsewhere = self._connected(vm["repo"])
             return {"vm": self._connections.description(elsewhere)}, (), [repo_id, elsewhere]
         return {}, (), [repo_id]

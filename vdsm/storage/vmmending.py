@@ -45,7 +45,7 @@ class MendVm(worker.Body):
 
     def _take_back(self, ctx: worker.Context) -> None:
         for disk in ctx.argument["disks"]:
-            overlays.drop(formats.open(disk["repository"]), ctx.session, disk["change"])
+            overlays.drop(formats.open(disk["repository"]), ctx.session, disk["image_id"], disk["change"])
         for image in ctx.argument["images"]:
             _discard(formats.open(image["repository"]), ctx.session, image["image_id"], self.entity(ctx.argument))
 

@@ -6,7 +6,7 @@ overlays (`storage.overlays`). Killed during
     (queued)    nothing has happened
     overlay     the VM's record names the overlays; some are there. Undone: they go, the VM is as it was
     examine     "
-    sysprep     "
+    sysprep     "; at its end the disks' records are claimed, so that nobody gets between the commit and its end
     commit      the VM's record says "committing" and lists what each disk becomes: rolled forward from there
 
 An abort, up to the commit, leaves the VM untouched.
@@ -52,6 +52,8 @@ class Sysprep(wholevm.WholeVm):
         for disk in disks:
             storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
         guestfs.sysprep(ctx, [(disk.path, _OVERLAY_FORMAT) for disk in disks])
+        for disk in disks:
+            storage.overlays.claim(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
         self.decide(ctx, [disk.path for disk in disks])
 
     def roll_forward(self, ctx: worker.Context) -> None:
@@ -60,7 +62,7 @@ class Sysprep(wholevm.WholeVm):
 
     def undo(self, ctx: worker.Context) -> None:
         for disk in _disks(ctx.argument):
-            storage.overlays.drop(disk.repo, ctx.session, disk.change)
+            storage.overlays.drop(disk.repo, ctx.session, disk.image_id, disk.change)
 
 
 def names(disks: list[dict[str, Any]]) -> dict[str, Any]:
