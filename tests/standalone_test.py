@@ -257,10 +257,11 @@ def test_sanlock_that_cannot_kill_holders_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_daemon_that_does_not_start_shows_its_log_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground, "LIBVIRTD_CONF", 'auth_unix_rw = "nonsense"\n')
-    before = sorted(state.STACKS.iterdir())
+    run_dir = Path(tempfile.mkdtemp(prefix="vdsm-test-", dir="/var/tmp"))
     with pytest.raises(standalone.StartError, match=r"(?s)libvirtd ended with 1:.*unsupported auth nonsense"):
-        standalone.Stack(agent=False).start()
-    assert sorted(state.STACKS.iterdir()) == before
+        standalone.Stack(run_dir, agent=False).start()
+    assert not run_dir.exists()
+    assert not (state.STACKS / run_dir.name).exists()
 
 
 def test_unknown_option_is_refused() -> None:

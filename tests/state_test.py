@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -85,8 +86,10 @@ def test_every_change_of_a_vm_is_told_in_its_order(
     follower.of(vm_id, ("state", "Down"))
     machines.destroy(vm_id)
     seen = follower.of(vm_id, ("forgotten", "Down"))
-    # Whether QEMU is seen on its way out is a matter of milliseconds.
-    assert [gist for gist in seen if gist != ("state", "PoweringDown")] == [
+    # Whether QEMU is seen on its way out is a matter of milliseconds, and a BIOS that finds that it ran before resets
+    # once more.
+    told = [gist for gist, _ in itertools.groupby(seen) if gist != ("state", "PoweringDown")]
+    assert told == [
         *(("created", "WaitForLaunch"), ("state", "Up"), ("state", "Paused"), ("state", "Up")),
         *(("rebooted", "Up"), ("state", "Down"), ("forgotten", "Down")),
     ]
