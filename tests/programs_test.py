@@ -154,3 +154,12 @@ def test_no_program_is_left_unreaped() -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert not any("(true)" in Path(f"/proc/{pid}/stat").read_text() for pid in children)
     assert subprocess._active == []  # type: ignore[attr-defined]
+
+
+def test_program_that_says_it_lost_its_writes_has_failed() -> None:
+    """qemu-img ends with 0 when the last table of the image that it closes cannot be written (trap 27)."""
+    lost = "qemu-img: Failed to flush the L2 table cache: Disk quota exceeded"
+    ended = programs.run(["sh", "-c", f"echo '{lost}' >&2"], timeout_s=10)
+    with pytest.raises(errors.ToolFailed) as refused:
+        programs.check(ended, "qemu-img")
+    assert refused.value.facts["reason"] == lost

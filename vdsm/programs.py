@@ -101,9 +101,15 @@ def start(
     return Running(argv[0], process, on_line)
 
 
+# What QEMU's programs say when a table of the image that they close cannot be written. They end with 0 all the same,
+# and what they wrote is not found again (seen with 7.2: rebase, its last write failing).
+_NOT_WRITTEN = b"Failed to flush the "
+
+
 def check(completed: Completed, program: str) -> Completed:
-    """`completed`, or `ToolFailed` with the last lines the program said when its exit code is not 0."""
-    if completed.exit_code == 0:
+    """`completed`, or `ToolFailed` with the last lines the program said when its exit code is not 0, or when it says
+    that it lost what it should have written."""
+    if completed.exit_code == 0 and _NOT_WRITTEN not in completed.stderr + completed.stdout:
         return completed
     said = (completed.stderr.strip() or completed.stdout.strip()).decode(errors="replace").splitlines()
     reason = said[-1] if said else "it said nothing"

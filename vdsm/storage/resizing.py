@@ -60,7 +60,11 @@ def _growing(repo: Repository, disk: record.Record, size_bytes: int) -> record.R
 
 
 def _withdraw(repo: Repository, session: leases.Session, before: record.Record) -> None:
-    """The disk as it was. What cannot be taken back stays broken, to be finished."""
+    """The disk as it was, unless its record says that it has grown: what failed may be the end of a step that is on
+    disk, as when sanlock dies before the record's lease is given back. What cannot be taken back stays broken, to be
+    finished."""
+    if repo.get(before["id"])["size_bytes"] != before["size_bytes"]:
+        return
     set_size(repo, session, before, before["size_bytes"])
     repo.update(session, before["id"], lambda _: before)
 
