@@ -50,4 +50,5 @@ bench:
 
 torture:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest -m torture tests
+	@$(DEV) -m pytest -m torture --ignore tests/crash tests
+	@$(DEV) -m pytest -m torture -n 3 tests/crash

@@ -36,9 +36,15 @@ def fifth(cases: list[matrix.Case], start: int) -> list[matrix.Case]:
     return [ways[(index + start // PARTS) % len(ways)] for index, ways in chosen]
 
 
-def run(ground: matrix.Ground, cases: Iterable[matrix.Case], each: Callable[[matrix.Case], None] = bool) -> list[str]:
-    """Runs the cases; what is wrong after each, with the command that repeats it. `each` is told of those that went
-    well."""
+def _quiet(case: matrix.Case, wrong: str | None) -> None:
+    """Tells nobody."""
+
+
+def run(
+    ground: matrix.Ground, cases: Iterable[matrix.Case], each: Callable[[matrix.Case, str | None], None] = _quiet
+) -> list[str]:
+    """Runs the cases; what is wrong after each, with the command that repeats it. `each` is told of every case when it
+    has ended, None: all went well."""
     wrong = []
     for case in cases:
         found = ground.run(case)
@@ -46,8 +52,7 @@ def run(ground: matrix.Ground, cases: Iterable[matrix.Case], each: Callable[[mat
             repeat = f"CRASH_CASE={case} .venv/bin/python -m pytest tests/crash/crash_repeat_test.py"
             told = [f"{case} ({case.step.what}):", *found, repeat]
             wrong.append("\n    ".join(told))
-        else:
-            each(case)
+        each(case, wrong[-1] if found else None)
     return wrong
 
 
