@@ -5,8 +5,7 @@ from typing import Any
 import pydantic
 
 from vdsm import errors, storage
-from vdsm.api import caller, verb
-from vdsm.api import storage as storage_verbs
+from vdsm.api import caller, storagemodels, verb
 
 _OLDER = {"sd_id": "repoId", "lease_id": "leaseId"}
 _NO_LEASE = (errors.NoSuchRepository, errors.NoSuchLease)
@@ -66,13 +65,13 @@ class LeaseStatus(verb.Result):
     version: int = pydantic.Field(description="counts the lease's owners")
     generation: int = pydantic.Field(description="counts finished and fenced jobs")
     status: str = pydantic.Field(description="of the image or VM: optimized, degraded or broken")
-    work: storage_verbs.Work | None = pydantic.Field(description="the last work; null: none yet")
-    verdict: storage_verbs.Verdict = pydantic.Field(description="its fate, or that of the job that was asked for")
+    work: storagemodels.Work | None = pydantic.Field(description="the last work; null: none yet")
+    verdict: storagemodels.Verdict = pydantic.Field(description="its fate, or that of the job that was asked for")
 
 
 def _status(found: dict[str, Any]) -> LeaseStatus:
-    work = storage_verbs.Work.of(found["work"])
-    verdict = storage_verbs.Verdict(**found["verdict"])
+    work = storagemodels.Work.of(found["work"])
+    verdict = storagemodels.Verdict(**found["verdict"])
     holders = [Holder(**holder) for holder in found["holders"]]
     return LeaseStatus(**{**found, "work": work, "verdict": verdict, "holders": holders})
 
