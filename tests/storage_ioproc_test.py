@@ -73,7 +73,12 @@ def test_named_errors_come_back_as_they_are(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(errno.ENOSPC, errors.RepositoryFull), (errno.EIO, errors.StorageFailed)]
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, errors.RepositoryFull),
+        (errno.EDQUOT, errors.RepositoryFull),
+        (errno.EIO, errors.StorageFailed),
+    ],
 )
 def test_errors_of_the_storage_get_a_name(make: Any, number: int, expected: type[errors.VdsmError]) -> None:
     with pytest.raises(expected):

@@ -236,7 +236,7 @@ class _Server:
             self._session = None
 
     def _explain(self, error: OSError) -> errors.VdsmError:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return errors.RepositoryFull(repo_id=self._repo.repo_id)
         return errors.StorageFailed(repo_id=self._repo.repo_id, reason=error.strerror or str(error))
 

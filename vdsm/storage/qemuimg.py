@@ -16,6 +16,8 @@ from vdsm.storage import models
 
 # An image is made in milliseconds; a preallocated one in seconds where the file system knows fallocate.
 QUICK_S = 25.0
+# What the C library calls ENOSPC and EDQUOT; tools run with LC_ALL=C.UTF-8.
+_FULL = ("No space left on device", "Disk quota exceeded")
 # Parallel coroutines of a raw copy: what it takes to keep a disk busy.
 _COROUTINES = 16
 _CACHED, _UNCACHED = {"direct": False}, {"direct": True}
@@ -155,5 +157,5 @@ def explain(error: errors.ToolFailed, repo_id: str) -> errors.VdsmError:
 
 
 def is_full(error: errors.ToolFailed) -> bool:
-    """Whether the tool's target had no space left."""
-    return any("No space left on device" in line for line in error.facts.get("output", ()))
+    """Whether the tool's target had no space left, or its owner no quota."""
+    return any(words in line for line in error.facts.get("output", ()) for words in _FULL)

@@ -133,7 +133,7 @@ class FileLayout(repository.Repository):
             except OSError as error:
                 if not known:
                     Path(slot.path).unlink(missing_ok=True)
-                if error.errno == errno.ENOSPC:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise errors.RepositoryFull(repo_id=self.repo_id) from error
                 raise
             leases.initialise(slot.data_lease(), self.sector_bytes)
