@@ -1,6 +1,8 @@
 """resizeVirtualDisk: a disk grows, and whatever kills that, its content is right and the rest is finished."""
 
+import errno
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -155,7 +157,8 @@ def test_killed_resize_is_finished(service: Service, shelf: Shelf, step: str, wa
     shelf.shows(disk, 1)
 
 
-def test_failed_resize_is_taken_back(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["no space", "no quota"])
+def test_failed_resize_is_taken_back(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     disk = shelf.disk(strategy="performance")
     before = shelf.image(disk)
     run, calls = qemuimg.run, []
@@ -164,7 +167,7 @@ def test_failed_resize_is_taken_back(shelf: Shelf, monkeypatch: pytest.MonkeyPat
         said = run(argv, *given)
         calls.append(argv[-1])
         if len(calls) == 1:  # no tool fails on request when it has done its work
-            raise errors.ToolFailed(program="qemu-img", exit_code=1, reason="?", output=["No space left on device"])
+            raise errors.ToolFailed(program="qemu-img", exit_code=1, reason="?", output=[f"x: {os.strerror(number)}"])
         return said
 
     monkeypatch.setattr(qemuimg, "run", grown_then_failed)
@@ -173,6 +176,27 @@ def test_failed_resize_is_taken_back(shelf: Shelf, monkeypatch: pytest.MonkeyPat
     assert {**shelf.image(disk), "version": 0} == {**before, "version": 0}
     assert calls == [str(3 * MIB), str(MIB)]
     assert Path(shelf.data(disk)).stat().st_size == MIB
+
+
+def test_failure_behind_the_last_record_does_not_cut_what_has_grown(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the record says has grown may be used from then on: cutting it would lose what is written there."""
+    disk = shelf.disk(strategy="performance")
+    real = repository.Repository.update
+
+    def told_late(repo: Any, session: Any, image_id: str, change: Any) -> Any:
+        written = real(repo, session, image_id, change)
+        if written["size_bytes"] == 3 * MIB:  # sanlock does not die on request just when a lease is given back
+            raise errors.LeaseFailed(call="release", resource=image_id, errno=-1, reason="?")
+        return written
+
+    monkeypatch.setattr(repository.Repository, "update", told_late)
+    with pytest.raises(errors.LeaseFailed):
+        resize(shelf, disk, 3 * MIB)
+    grown = shelf.image(disk)
+    assert (grown["size_bytes"], grown["status"]) == (3 * MIB, "optimized")
+    assert Path(shelf.data(disk)).stat().st_size == 3 * MIB
 
 
 def test_size_that_does_not_fit_is_refused_before_anything_is_changed(shelf: Shelf) -> None:
