@@ -208,6 +208,13 @@ def test_killed_removal_of_a_vm_lease_is_done_again(shelf: Shelf, step: tuple[An
     assert shelf.files() == set()
 
 
+def test_lease_whose_maker_died_before_it_was_one_is_removed(shelf: Shelf) -> None:
+    vm_id = ids.new()
+    Path(shelf.repo.vm_slot(vm_id).path).touch()
+    vmrecords.remove_vm(shelf.repo, shelf.session, {"vm_id": vm_id})
+    assert shelf.files() == set()
+
+
 def test_held_lease_of_a_vm_is_not_removed(shelf: Shelf) -> None:
     vm_id = ids.new()
     vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})

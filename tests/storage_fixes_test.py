@@ -1,5 +1,6 @@
 """Fixes of what VM jobs leave, of what waits in another host's queue, and of what is half there: from the records."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -317,9 +318,12 @@ def test_slot_whose_maker_holds_it_is_not_found(service: Service, shelf: Shelf) 
     assert shelf.files() == set()
 
 
-def test_slot_of_a_vm_without_a_record_is_cleaned(service: Service, shelf: Shelf) -> None:
+@pytest.mark.parametrize("length", [0, None], ids=["just begun", "with its leases"])
+def test_slot_of_a_vm_without_a_record_is_cleaned(service: Service, shelf: Shelf, length: int | None) -> None:
     vm_id = ids.new()
     shelf.repo.allocate(shelf.session, shelf.repo.vm_slot(vm_id))
+    if length is not None:
+        os.truncate(shelf.repo.vm_slot(vm_id).path, length)
     (fix,) = check(service)[vm_id]
     assert (fix["type"], fix["vm_id"]) == ("clean", vm_id)
     fix_all(service)

@@ -91,15 +91,16 @@ def _concerned(found: findings.Finding) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _holding(repo: Repository, session: leases.Session, found: findings.Finding) -> Iterator[None]:
-    """The data leases of what the fix changes. Leftovers may have no slot, and hence no lease, yet."""
-    if found.is_vm:
+    """The data leases of what the fix changes. What a maker left that died early may have none yet: the fix's job
+    gives it one, and looks again under that."""
+    if found.fix in (findings.CLEAN_LEFTOVERS, findings.CLEAN_VM_SLOT):
+        yield
+    elif found.is_vm:
         try:
             with session.holding([repo.vm_slot(found.entity).data_lease()], LEASE_WAIT_S):
                 yield
         except errors.LeaseHeld as error:
             raise errors.VmRuns(vm_id=found.entity, holder=error.facts["holder"]) from error
-    elif found.fix == findings.CLEAN_LEFTOVERS:
-        yield
     else:
         with repo.owning(session, exclusive=_concerned(found)):
             yield

@@ -58,6 +58,8 @@ def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     slot = repo.vm_slot(vm_id)
     if vm_id not in repo.vm_ids():
         raise errors.NoSuchLease(lease_id=vm_id, repo_id=repo.repo_id)
+    if repo.find_vm(vm_id) is None:
+        repo.allocate(session, slot)  # a dead maker's may lack its leases
     with session.holding([slot.data_lease()], LEASE_WAIT_S):
         known = repo.find_vm(vm_id)
         if known is not None and models.is_open(known):
