@@ -127,6 +127,26 @@ def test_file_that_came_meanwhile_stays(place: Path) -> None:
     assert [(found.name, found.read_text()) for found in place.iterdir()] == [("out", "precious")]
 
 
+def test_request_again_after_a_death_behind_the_name_leaves_one_name(place: Path) -> None:
+    """The file is whole; without this its hidden name would stay for good, and with it the space of a removed file."""
+
+    def dies() -> None:
+        with hostfiles.new_file(str(place / "out"), "token", [str(place)]) as file:
+            with file.making() as made:
+                Path(made).write_bytes(b"image")
+            storage_fixture.dies_before(os, "unlink")
+            file.publish(overwrite=False)
+
+    storage_fixture.killed(dies)
+    assert len(list(place.iterdir())) == 2
+    with (
+        hostfiles.new_file(str(place / "out"), "token", [str(place)]) as again,
+        pytest.raises(errors.HostFileExists),
+    ):
+        again.check_free(overwrite=False)
+    assert [(found.name, found.read_text()) for found in place.iterdir()] == [("out", "image")]
+
+
 def test_directory_that_is_swapped_for_a_link_meanwhile_is_refused(
     world: World, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

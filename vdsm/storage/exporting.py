@@ -7,7 +7,8 @@
 
 The image is only read, so its record knows nothing of the job: a shared lease on the whole chain keeps everybody from
 writing it. A file that has its name is whole. After an abort, a failure or the worker's death nothing is left; the
-agent's death leaves a hidden file `.JOB.part`, which the same request with the same job's id replaces.
+agent's death leaves a hidden file `.JOB.part`, which the same request with the same job's id replaces, or takes away
+when it is a second name of the whole file.
 """
 
 import json

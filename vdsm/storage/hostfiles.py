@@ -37,13 +37,22 @@ class NewFile:
         return found.f_bavail * found.f_frsize
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raises `HostFileExists` when there is anything at the path; with `overwrite`, anything but a plain file."""
-        try:
-            found = os.stat(self._name, dir_fd=self._directory_fd, follow_symlinks=False)
-        except FileNotFoundError:
+        """Raises `HostFileExists` when there is anything at the path; with `overwrite`, anything but a plain file. One
+        that was published by this token and died before it was known by that name alone gets so now."""
+        found = self._stat(self._name)
+        if found is None or (overwrite and stat.S_ISREG(found.st_mode)):
             return
-        if not (overwrite and stat.S_ISREG(found.st_mode)):
-            raise errors.HostFileExists(path=self._path)
+        made = self._stat(self._made)
+        if made is not None and os.path.samestat(made, found):
+            with failing(self._path):
+                self.discard()
+        raise errors.HostFileExists(path=self._path)
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        try:
+            return os.stat(name, dir_fd=self._directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
     def check_writable(self) -> None:
         if not os.access(f"/proc/self/fd/{self._directory_fd}", os.W_OK | os.X_OK):
