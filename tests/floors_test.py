@@ -5,6 +5,8 @@ house all the same. `docs/architecture.md` draws what this file enforces.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,8 +133,6 @@ def test_virt_uses_storage_through_its_door(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_lean_modules_need_only_the_standard_library(name: str) -> None:
-    import sys
-
     for prefix, allowed in LEAN.items():
         if name == prefix or name.startswith(prefix + "."):
             foreign = {wanted.split(".")[0] for wanted in imports(name)} - set(sys.stdlib_module_names)
@@ -144,3 +144,14 @@ def test_sole_importers(name: str) -> None:
     for library, importers in SOLE_IMPORTERS.items():
         if any(wanted.split(".")[0] == library for wanted in imports(name)):
             assert name in importers, f"only {importers} may import {library}"
+
+
+def test_the_fork_server_carries_nothing_of_the_agents_side() -> None:
+    """What the job bodies import is copied, page table by page table, into every worker and repository child."""
+    script = (
+        "import importlib, sys; from vdsm import storage, virt; from vdsm.jobs import worker;"
+        "[importlib.import_module(name) for name in (worker.__name__, *storage.preload(), *virt.preload())];"
+        "print(*{'libvirt', 'aiohttp', 'uvloop', 'jsonrpcserver'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []

@@ -23,10 +23,10 @@ import sanlock
 from tests import sanlock_fixture
 from tests.slot_storage import SlotStorage
 from tests.until import until
-from vdsm import config, events, hypervisor, ids, leases, standalone, virt
+from vdsm import config, events, hypervisor, ids, leases, standalone
 from vdsm.hooks import runner
 from vdsm.standalone import daemons
-from vdsm.virt import qemu
+from vdsm.virt import machines, qemu
 
 GREETING = b"vdsm"
 # Writes the greeting to the serial port, then waits for the power button and powers off, as an ACPI guest does.
@@ -97,7 +97,7 @@ class Host:
         log.subscribe(self.seen.append)
         self.libvirt = libvirt or hypervisor.Hypervisor(self.settings.virt.libvirt_uri)
         scripts = runner.Runner(self.settings.hooks)
-        self.machines = virt.Machines(self.settings, log, self.libvirt, self.storage, None, scripts)
+        self.machines = machines.Machines(self.settings, log, self.libvirt, self.storage, None, scripts)
         self.machines.start()
 
     def stop(self) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.slot_storage import SlotStorage
-from vdsm import config, events, hypervisor, virt
+from vdsm import config, events, hypervisor
 from vdsm.hooks import runner
+from vdsm.virt import machines
 
 
 class Halting(hypervisor.Hypervisor):
@@ -38,7 +39,7 @@ def main() -> None:
     libvirt = Halting(uri, stop_at[0]) if stop_at else hypervisor.Hypervisor(uri)
     log = events.EventLog()
     log.subscribe(lambda event: print(event.params["status"], flush=True))
-    machines = virt.Machines(
+    manager = machines.Machines(
         settings,
         log,
         libvirt,
@@ -46,8 +47,8 @@ def main() -> None:
         None,
         runner.Runner(settings.hooks),
     )
-    machines.start()
-    machines.create(json.loads(wanted))
+    manager.start()
+    manager.create(json.loads(wanted))
     sys.stdin.read()
     os._exit(0)
 

@@ -25,6 +25,7 @@ from vdsm.api import storage as storage_verbs
 from vdsm.hooks import runner
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker
+from vdsm.virt import machines
 
 log = logs.get("daemon")
 
@@ -50,7 +51,7 @@ class Agent:
         self.storage = storage.Storage(settings, self.events, self.forks, self.jobs, self.helper)
         self.hypervisor = hypervisor.Hypervisor(settings.virt.libvirt_uri)
         self.hooks = runner.Runner(settings.hooks)
-        self.machines = virt.Machines(settings, self.events, self.hypervisor, self.storage, self.jobs, self.hooks)
+        self.machines = machines.Machines(settings, self.events, self.hypervisor, self.storage, self.jobs, self.hooks)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

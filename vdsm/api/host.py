@@ -5,10 +5,11 @@ from typing import Any
 import orjson
 import pydantic
 
-from vdsm import errors, virt
+from vdsm import errors
 from vdsm.api import verb, vm
 from vdsm.hooks import points, runner
 from vdsm.host import capabilities
+from vdsm.virt import machines
 
 
 class EchoParams(verb.Params):
@@ -46,7 +47,7 @@ class Reconciled(verb.Result):
 class Host:
     """Verbs of namespace Host. `Host.getJobs` lives with the jobs, `Host.subscribe` with the events."""
 
-    def __init__(self, machines: virt.Machines, sources: capabilities.Sources, scripts: runner.Runner) -> None:
+    def __init__(self, machines: machines.Machines, sources: capabilities.Sources, scripts: runner.Runner) -> None:
         self._machines = machines
         self._sources = sources
         self._scripts = scripts

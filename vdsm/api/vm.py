@@ -5,8 +5,9 @@ from typing import Any, Literal
 import orjson
 import pydantic
 
-from vdsm import errors, virt
+from vdsm import errors
 from vdsm.api import verb
+from vdsm.virt import machines
 
 _LEASE_REPO = "repository of the VM's record; looked for if not given"
 _STATE = (errors.NoSuchVm, errors.VmWrongState, errors.HypervisorUnavailable, errors.HypervisorFailed)
@@ -154,7 +155,7 @@ def _hooked(params: VmParams) -> str:
 class Vm:
     """Verbs of namespace VM."""
 
-    def __init__(self, machines: virt.Machines) -> None:
+    def __init__(self, machines: machines.Machines) -> None:
         self._machines = machines
 
     @verb.verb(role="operator", errors=(errors.VmExists, errors.Overloaded, errors.HypervisorUnavailable))
