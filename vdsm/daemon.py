@@ -10,6 +10,7 @@ stop is the reverse; VMs run on, and workers end as "interrupted" when their con
 import argparse
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import os
 import signal
@@ -111,6 +112,8 @@ async def serve(agent: Agent) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.reload)
+    gc.collect()
+    gc.freeze()  # 68,000 objects that stay: each full collection would walk them all, and the loop stand for 40 ms
     await api.start()
     log.info("serving")
     try:
