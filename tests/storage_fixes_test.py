@@ -125,6 +125,36 @@ def test_sysprep_that_died(service: Service, shelf: Shelf, place: Shelf, committ
     assert place.image(disk)["base"] is None and len(place.repo.data_names()) == 1
 
 
+@pytest.mark.parametrize("fate", ["removed", "in use"])
+def test_sysprep_is_finished_for_the_disks_that_await_it(
+    service: Service, shelf: Shelf, place: Shelf, fate: str
+) -> None:
+    """One was switched before the host died: it is its user's again, who may run on it, or has removed it."""
+    done, waiting = place.disk(), place.disk()
+    vm, changes = Machine(shelf, place.repo.name, done, "sysprep"), {}
+    for disk in (done, waiting):
+        place.write(disk, 1)
+        changes[disk] = overlays.plan(disk)
+        sysprepped(vm, place, disk, changes[disk], committed=True)
+    vm.stands({"disks": changes, "repos": dict.fromkeys(changes, place.repo.name)}, state="committing", committed=True)
+    with place.session.holding([place.repo.slot(done).data_lease()], 1):
+        overlays.commit(place.repo, place.session, done, changes[done])
+    using = [done] if fate == "in use" else []
+    if fate == "removed":
+        assert done in place.remove(done)
+    with place.repo.owning(place.session, exclusive=using):
+        (fix,) = check(service)[vm.id]
+        service.ended(service.storage.fix_storage_repository("main", fix)["job_id"])
+
+    place.shows(waiting, 9)
+    assert vm.record["work"]["state"] == "done" and not chain.counts(vm.record)
+    for repo_id in ("main", "other"):
+        fix_all(service, repo_id)
+    place.shows(waiting, 9)
+    left = {waiting} if fate == "removed" else {done, waiting}
+    assert set(place.repo.image_ids()) == {models.maker(name) for name in place.repo.data_names()} == left
+
+
 def test_disk_of_a_committed_sysprep_is_nobody_elses(service: Service, shelf: Shelf, place: Shelf) -> None:
     """What another VM wrote there would be hidden when the sysprep is finished, whenever that is (trap 39)."""
     disk = place.disk()
@@ -208,6 +238,39 @@ def test_template_making_that_died(service: Service, shelf: Shelf, place: Shelf,
     else:
         assert place.repo.find(image["id"]) is None and image["data"]["name"] not in place.repo.data_names()
     assert check(service) == check(service, "other") == {}
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["gone", "half gone"])
+def test_template_of_which_an_image_was_removed_is_finished(service: Service, shelf: Shelf, died: bool) -> None:
+    """One whose data is gone must not look whole again: a copy of that snapshot would undelete it (trap 38)."""
+    disk = shelf.disk()
+    vm, names = Machine(shelf, shelf.repo.name, disk, "makeTemplate"), {}
+    for _ in range(2):
+        fields = copying.snapshot_fields(shelf.image(disk), {"id": ids.new(), "user_data": {}}, "space")
+        image = copying.begin(shelf.repo, shelf.session, fields, vm.work, vm.where)
+        names[image["id"]] = image["data"]["name"]
+        with shelf.repo.making(image["data"]["name"]) as path:
+            Path(path).write_bytes(shelf.data(disk).read_bytes())
+        shelf.session.release([shelf.repo.slot(image["id"]).data_lease()])
+    vm.stands({"images": names, "repo": shelf.repo.name}, state="committing", committed=True)
+    removed, kept = names
+
+    def remove() -> None:
+        with leases.Session() as session:
+            if died:
+                storage_fixture.dies_before(filelayout.FileLayout, "free")
+            Shelf(shelf.repo, session).remove(removed)
+
+    storage_fixture.killed(remove) if died else remove()
+
+    (fix,) = check(service)[vm.id]
+    service.ended(service.storage.fix_storage_repository("main", fix)["job_id"])
+
+    left = shelf.repo.find(removed)
+    assert left is None or (left["status"], left["deleted"]) == ("broken", True)
+    assert shelf.image(kept)["status"] == "optimized" and not chain.counts(vm.record)
+    fix_all(service)
+    assert set(shelf.repo.image_ids()) == {models.maker(name) for name in shelf.repo.data_names()} == {disk, kept}
 
 
 @pytest.mark.parametrize("state", ["failed", "aborted", "fenced", "interrupted"])

@@ -196,9 +196,13 @@ def begin(
 
 
 def complete(repo: Repository, session: leases.Session, image_id: str) -> None:
-    """The image is what its data holds, which is on stable storage. May be called twice, and by another worker."""
+    """The image is what its data holds, which is on stable storage. May be called twice, and by another worker. One
+    that was removed meanwhile stays so."""
+    if repo.find(image_id) is None:
+        return
     repo.keep(session, image_id)
-    if repo.get(image_id)["status"] == models.BROKEN:
+    image = repo.get(image_id)
+    if image["status"] == models.BROKEN and not image["deleted"]:
         repo.update(session, image_id, lambda found: models.done(found, repo.host_id))
     session.release([repo.slot(image_id).data_lease()])
 

@@ -86,15 +86,22 @@ def _is_claimed(disk: record.Record, change: Change) -> bool:
     return (chain.claim(disk) or {}).get("hidden") == change["hidden"]
 
 
+def awaits(repo: Repository, disk_id: str, change: Change) -> bool:
+    """Whether the disk is there and claimed for the change: `commit` has to switch it, and nobody else may touch it."""
+    disk = repo.find(disk_id)
+    return disk is not None and _is_claimed(disk, change)
+
+
 def commit(repo: Repository, session: leases.Session, disk_id: str, change: Change) -> None:
     """The disk is what the overlay shows. The overlay's data must be on stable storage before.
 
-    A disk that is not claimed for the change was switched before; whatever has become of it since, it stays.
+    A disk that is not claimed for the change was switched before; whatever has become of it since, it stays so, also
+    when it was removed.
 
     Killed: H is complete or not, the disk claimed on its old data, or on the overlay; the next call goes on.
     """
     hidden = change["hidden"]
-    if _is_claimed(repo.get(disk_id), change):
+    if awaits(repo, disk_id, change):
         repo.keep(session, hidden)
         if repo.get(hidden)["status"] == models.BROKEN:
             repo.update(session, hidden, lambda found: models.done(found, repo.host_id))

@@ -25,9 +25,11 @@ class MendVm(worker.Body):
         return formats.open(argument["target"]).vm_slot(argument["entity"])
 
     def leases(self, argument: worker.Argument) -> list[leases.Lease]:
-        """The disks' only when they are going to change: overlays that go leave them alone."""
+        """The disks' only when they are going to change: overlays that go leave them alone, and a disk that is switched
+        already is its user's, who may run on it or have removed it."""
         changing = argument["disks"] if argument["committed"] else []
-        disks = [formats.open(disk["repository"]).slot(disk["image_id"]) for disk in changing]
+        places = [(formats.open(disk["repository"]), disk["image_id"], disk["change"]) for disk in changing]
+        disks = [repo.slot(image_id) for repo, image_id, change in places if overlays.awaits(repo, image_id, change)]
         return [self.entity(argument).data_lease(), *(slot.data_lease() for slot in disks)]
 
     def run(self, ctx: worker.Context) -> None:
