@@ -60,9 +60,21 @@ def test_lease_of_an_image(agent: transport.Client, repo: str, images: conftest.
     lease = {"repoId": repo, "leaseId": disk}
     assert agent.call("Lease.info", {"lease": lease})["kind"] == "image"
     assert agent.call("Lease.status", {"lease": lease})["verdict"]["state"] == "done"
-    assert refused(agent, "create", lease).data["key"] == "image_exists"
+    assert refused(agent, "create", lease).data["key"] == "id_taken"
     assert refused(agent, "delete", lease).data["key"] == "no_such_lease"
     assert agent.call("Lease.fence", {"lease": lease, "generation": 1})["generation"] == 2
+
+
+def test_image_with_the_id_of_a_vm_is_refused(agent: transport.Client, repo: str, lease: dict[str, str]) -> None:
+    """Both leases would have one name."""
+    wanted = {"targetRepoId": repo, "size": 4096, "options": {"imageId": lease["leaseId"]}}
+    with pytest.raises(failures.ClientError) as caught:
+        agent.call("Storage.createVirtualDisk", wanted)
+    assert caught.value.data["key"] == "id_taken"
+    assert agent.call("Lease.info", {"lease": lease})["kind"] == "vm"
+    assert lease["leaseId"] not in {
+        image["imageId"] for image in agent.call("Storage.listImages", {"repositoryId": repo})
+    }
 
 
 def test_running_vm_keeps_its_lease(

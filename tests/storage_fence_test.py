@@ -173,7 +173,7 @@ def test_work_on_a_vm_is_fenced_and_begun_here(service: Service, shelf: Shelf, o
     """As for a VM that was being sysprepped on a host that is lost: by the lease of the VM and its generation."""
     vm_id, job_id = ids.new(), ids.new()
     claim = {"vm_id": vm_id, "job_id": job_id, "kind": "sysprep", "generation": 0, "names": {}}
-    other("make_lease", {"vm_id": vm_id, "fields": {}})
+    other("ensure_vm", {"vm_id": vm_id, "fields": {}})
     other("claim_vm", claim)
     assert service.storage.lease_status("main", vm_id, job_id)["verdict"]["state"] == "queued"
     with pytest.raises(errors.VmRuns):
@@ -196,7 +196,7 @@ def test_work_on_a_vm_is_fenced_and_begun_here(service: Service, shelf: Shelf, o
 )
 def test_killed_removal_of_a_vm_lease_is_done_again(shelf: Shelf, step: tuple[Any, str]) -> None:
     vm_id = ids.new()
-    vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+    vmrecords.ensure_vm(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
 
     def act() -> None:
         storage_fixture.dies_before(*step)
@@ -217,11 +217,11 @@ def test_lease_whose_maker_died_before_it_was_one_is_removed(shelf: Shelf) -> No
 
 def test_held_lease_of_a_vm_is_not_removed(shelf: Shelf) -> None:
     vm_id = ids.new()
-    vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+    vmrecords.ensure_vm(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
     with leases.Session() as vm, vm.holding([shelf.repo.vm_slot(vm_id).data_lease()], 1):
         with pytest.raises(errors.LeaseHeld):
             vmrecords.remove_vm(shelf.repo, shelf.session, {"vm_id": vm_id})
-        vmrecords.make_lease(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+        vmrecords.ensure_vm(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
         with pytest.raises(errors.LeaseHeld):  # made again, it would be given away (trap 12)
             shelf.session.acquire([shelf.repo.vm_slot(vm_id).data_lease()], 0)
     assert shelf.repo.find_vm(vm_id)

@@ -1,6 +1,9 @@
 """A repository in a directory: formatting, the header, slots, and places that lead elsewhere."""
 
+import concurrent.futures
 import os
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -195,6 +198,29 @@ def test_freed_slot_takes_its_lease_with_it(shelf: Shelf) -> None:
         shelf.repo.free(shelf.session, slot)
     assert not Path(slot.path).exists()
     assert shelf.session.held() == set()
+
+
+@pytest.mark.parametrize(("first", "second"), [("slot", "vm_slot"), ("vm_slot", "slot")], ids=["image", "VM"])
+def test_id_is_given_out_once(shelf: Shelf, first: str, second: str) -> None:
+    """To an image or to a VM, also when both are asked for at once: the one that has the repository lease first."""
+    taken, wanted = getattr(shelf.repo, first)(ids.new()), getattr(shelf.repo, second)
+    waits = threading.Event()
+
+    class Second(leases.Session):
+        def acquire(self, wanted: Iterable[leases.Lease], wait_s: float, *, patient: bool = False) -> None:
+            waits.set()
+            super().acquire(wanted, wait_s, patient=patient)
+
+    with Second() as session, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with shelf.session.holding([shelf.repo.lease()], 1):
+            late = thread.submit(shelf.repo.allocate, session, wanted(taken.name))
+            assert waits.wait(10)
+            Path(taken.path).write_bytes(bytes(record.SLOT_BYTES))
+        with pytest.raises(errors.IdTaken) as refused:
+            late.result()
+    assert refused.value.facts["owner"] == {"slot": "an image", "vm_slot": "a VM"}[first]
+    assert shelf.files() == {f"{Path(taken.path).parent.name}/{taken.name}"}
+    shelf.repo.allocate(shelf.session, taken)  # its own again: as ever
 
 
 def test_host_id_is_told_to_be_another_hosts(shelf: Shelf, place: Path) -> None:

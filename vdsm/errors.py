@@ -410,6 +410,12 @@ class ImageExists(Conflict):
     hint = "Choose a fresh imageId for a new request."
 
 
+class IdTaken(Conflict):
+    code, key = 10061, "id_taken"
+    message = "{id} is the id of {owner} in {repo_id}"
+    hint = "Leases of VMs and images are known by their ids. Choose a fresh one."
+
+
 class ImageNotUsable(Conflict):
     code, key = 227, "image_not_usable"
     message = "Image {image_id} is {status}"

@@ -85,7 +85,7 @@ class Leases:
     @verb.verb(
         role="admin",
         pool=lambda params: params.lease.repo_id,
-        errors=(errors.NoSuchRepository, errors.ImageExists, errors.RepositoryFull, *_TAKES),
+        errors=(errors.NoSuchRepository, errors.IdTaken, errors.RepositoryFull, *_TAKES),
     )
     def create(self, params: LeaseParams) -> LeaseInfo:
         """A lease and an empty record for the VM of that id. One that exists stays as it is, also while it is held."""

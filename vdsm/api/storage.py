@@ -67,7 +67,7 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.target_repo_id,
-        errors=(errors.PathNotAllowed, errors.BadImageFile, errors.ImageExists, *_WRITES),
+        errors=(errors.PathNotAllowed, errors.BadImageFile, errors.ImageExists, errors.IdTaken, *_WRITES),
     )
     def importImage(self, params: models.ImportParams) -> models.CreatedImage:
         """Copies a file of this host into a new disk, as a job. Its header is checked before any tool sees it."""
@@ -84,7 +84,7 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.target_repo_id,
-        errors=(errors.ImageExists, errors.WrongKind, *_NO_IMAGE, *_WRITES),
+        errors=(errors.ImageExists, errors.IdTaken, errors.WrongKind, *_NO_IMAGE, *_WRITES),
     )
     def createVirtualDisk(self, params: models.CreateDiskParams) -> models.CreatedImage:
         """A new disk: empty, or starting with what a snapshot holds. Complete at return."""
@@ -101,7 +101,7 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.target_repo_id,
-        errors=(errors.ImageExists, errors.WrongKind, *_CHANGES, *_NO_IMAGE, *_WRITES),
+        errors=(errors.ImageExists, errors.IdTaken, errors.WrongKind, *_CHANGES, *_NO_IMAGE, *_WRITES),
     )
     def createSnapshot(self, params: models.SnapshotParams) -> models.CreatedImage:
         """An immutable image of what the disk holds now. The disk must not be in use. Complete at return."""
@@ -117,7 +117,7 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.target_repo_id,
-        errors=(errors.ImageExists, *_CHANGES, *_NO_IMAGE, *_WRITES),
+        errors=(errors.ImageExists, errors.IdTaken, *_CHANGES, *_NO_IMAGE, *_WRITES),
     )
     def copyImage(self, params: models.CopyParams) -> models.CreatedImage:
         """Copies an image, with all that lies below it, into a new image, as a job. A snapshot keeps its id.

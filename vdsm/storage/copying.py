@@ -183,7 +183,7 @@ def begin(
 
     `vm` tells where the record of the VM is that the work is on: {"repo": persistent name, "id"}.
 
-    Raises `ImageExists`, `RepositoryFull`. Killed: a slot without a record, or a broken image.
+    Raises `ImageExists`, `IdTaken`, `RepositoryFull`. Killed: a slot without a record, or a broken image.
     """
     slot = repo.slot(fields["id"])
     repo.allocate(session, slot)

@@ -60,7 +60,7 @@ LEASED: dict[str, intents.Intent] = {
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
         *(vmclaims.claim_vm, vmclaims.unclaim_vm),
         *(fixclaims.begin_fix, fixclaims.withdraw_fix),
-        *(vmrecords.make_lease, vmrecords.remove_vm, fences.fence),
+        *(vmrecords.remove_vm, fences.fence),
     )
 }
 

@@ -37,7 +37,7 @@ class Leasing:
 
     def create(self, repo_id: str, vm_id: str) -> Answer:
         """The VM's lease and an empty record; what is there stays as it is, whoever holds it. Answers as `info`."""
-        self._connections.write(repo_id, "make_lease", {"vm_id": vm_id, "fields": {}})
+        self._connections.write(repo_id, "ensure_vm", {"vm_id": vm_id, "fields": {}})
         return self.info(repo_id, vm_id)
 
     def delete(self, repo_id: str, vm_id: str) -> None:

@@ -108,7 +108,8 @@ class Repository(abc.ABC):
         """Makes the slot and its leases, under the repository lease. One that exists stays as it is.
 
         A crash leaves at most a slot without a record, which is not an image; the next `allocate` takes it over.
-        Raises `RepositoryFull`; then nothing is left.
+        Raises `RepositoryFull`, and `IdTaken` when a VM has the id of an image or the other way round: their leases
+        would have one name. Then nothing is left.
         """
 
     @abc.abstractmethod

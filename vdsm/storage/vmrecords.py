@@ -27,7 +27,8 @@ _BLANK = {
 def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
     """The VM's record; made with `fields` if there is none, left as it is otherwise. argument: vm_id, fields.
 
-    Killed: the record is there whole or not at all; at most a slot without a record is left.
+    Raises `IdTaken` for an image's id. Killed: the record is there whole or not at all; at most a slot without a record
+    is left.
     """
     vm_id = argument["vm_id"]
     slot, known = repo.vm_slot(vm_id), repo.find_vm(vm_id)
@@ -39,13 +40,6 @@ def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
                 fields = {**_BLANK, "id": vm_id, "writer": models.writer(repo.host_id), **argument["fields"]}
                 known = record.create(slot, fields)
     return known
-
-
-def make_lease(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
-    """`ensure_vm`, for a VM whose id is no image's: leases are known by their ids. Raises `ImageExists`."""
-    if argument["vm_id"] in repo.image_ids():
-        raise errors.ImageExists(image_id=argument["vm_id"], repo_id=repo.repo_id)
-    return ensure_vm(repo, session, argument)
 
 
 def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> None:

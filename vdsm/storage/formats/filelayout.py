@@ -128,6 +128,8 @@ class FileLayout(repository.Repository):
     def allocate(self, session: leases.Session, slot: record.Slot) -> None:
         with session.holding([self.lease()], repository.LEASE_WAIT_S, patient=True):
             known = os.path.lexists(slot.path)  # under the repository lease: the truth
+            if not known:
+                self._refuse_taken(slot)
             try:
                 self._make_slot_file(slot.path)
             except OSError as error:
@@ -138,6 +140,11 @@ class FileLayout(repository.Repository):
                 raise
             leases.initialise(slot.data_lease(), self.sector_bytes)
             leases.initialise(slot.record_lease(), self.sector_bytes)
+
+    def _refuse_taken(self, wanted: record.Slot) -> None:
+        for owner, slot in (("an image", self.slot(wanted.name)), ("a VM", self.vm_slot(wanted.name))):
+            if slot != wanted and os.path.lexists(slot.path):
+                raise errors.IdTaken(id=wanted.name, owner=owner, repo_id=self.repo_id)
 
     def _make_slot_file(self, path: str) -> None:
         """A file of a slot's size, all of it allocated and the record areas written: an area must never need space
