@@ -266,6 +266,33 @@ def test_difference_without_autofix_is_made_by_a_fix(shop: Shop, agent: transpor
     assert (shop.place / "data" / shop.record(copy)["data"]["name"]).stat().st_blocks * 512 < MIB
 
 
+@pytest.mark.parametrize("fate", ["removed", "resized"])
+def test_copy_without_its_source_is_only_removed(shop: Shop, agent: transport.Client, second: str, fate: str) -> None:
+    """Nobody is offered what fails each time; the way out is said, and works."""
+    disk = shop.disk(4 * MIB)
+    elsewhere = Shop(agent, second, shop.stack)
+    copy = agent.call("Storage.copyImage", {"targetRepoId": second, "imageId": disk, "options": NO_FIX})["imageId"]
+    elsewhere.made.append(copy)
+    assert elsewhere.only(copy, "mend")["obstacle"] is None
+    if fate == "removed":
+        shop.remove(disk)
+    else:
+        agent.call("Storage.resizeVirtualDisk", {"repositoryId": shop.repo_id, "imageId": disk, "size": 5 * MIB})
+
+    fix = elsewhere.only(copy, "mend")
+    assert disk in fix["obstacle"] and "removeImage" in fix["description"]
+    before = elsewhere.record(copy)
+    with pytest.raises(failures.ClientError) as caught:
+        elsewhere.start(fix)
+    assert caught.value.data["key"] == "cannot_mend" and disk in str(caught.value)
+    assert "removeImage" in caught.value.data["hint"] and elsewhere.record(copy) == before
+
+    agent.call("Storage.removeImage", {"repositoryId": second, "imageId": copy, "options": NO_FIX})
+    elsewhere.fixed(elsewhere.only(copy, "clean"))
+    assert not elsewhere.exists(copy) and elsewhere.about(copy) == []
+    elsewhere.clean_up()
+
+
 def test_disk_without_autofix_is_made_by_a_fix(shop: Shop) -> None:
     disk = shop.disk(MIB, options={**NO_FIX, "strategy": "performance"})
     assert shop.status(disk)["status"] == "broken" and not [name for name in shop.data() if name.startswith(disk)]

@@ -425,6 +425,32 @@ def test_snapshot_whose_fix_failed_is_kept_for_its_disk(service: Service, shelf:
     assert shelf.image(disk)["base"] == snapshot
 
 
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed", "aborted", "fenced", "wanted"])
+def test_broken_image_of_unknown_work_is_told_and_can_be_removed(service: Service, shelf: Shelf, state: str) -> None:
+    """Of another version of the agent, or of a kind that somebody has added: nobody here knows how to finish it."""
+    disk = shelf.disk()
+    work = {**models.work("encryptImage", 1, {"key": "a"}, job_id=ids.new()), "state": state, **ANOTHER_BOOT}
+    shelf.change(disk, status=models.BROKEN, work=work)
+    before = shelf.image(disk)
+    (fix,) = check(service)[disk]
+    assert fix["type"] == "mend" and "encryptImage" in fix["obstacle"] and "removeImage" in fix["description"]
+    with pytest.raises(errors.CannotMend):
+        service.storage.fix_storage_repository("main", fix)
+    assert shelf.image(disk) == before
+
+    service.storage.remove_image("main", disk)
+    assert shelf.files() == set() and check(service) == {}
+
+
+def test_copy_whose_source_is_not_connected_can_be_mended_once_it_is(service: Service, shelf: Shelf) -> None:
+    copy = str(shelf.begin_copy(source={"repo": ids.new(), "image_id": ids.new()})["image_id"])
+    shelf.change(copy, work={**shelf.image(copy)["work"], "state": "failed"})
+    (fix,) = check(service)[copy]
+    assert "connected" in fix["obstacle"] and "removeImage" not in fix["description"]
+    with pytest.raises(errors.NoSuchRepository):
+        service.storage.fix_storage_repository("main", fix)
+
+
 def test_cleaning_that_died_is_found(service: Service, shelf: Shelf) -> None:
     disk = shelf.disk()
 

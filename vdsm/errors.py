@@ -458,6 +458,12 @@ class FixOutdated(Conflict):
     hint = "Check the repository again."
 
 
+class CannotMend(Conflict):
+    code, key = 10062, "cannot_mend"
+    message = "Image {image_id} cannot be finished: {reason}"
+    hint = "removeImage takes it away, which harms no other image."
+
+
 class HostFileExists(Conflict):
     code, key = 10070, "host_file_exists"
     message = "{path} exists on this host"

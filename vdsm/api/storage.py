@@ -223,7 +223,7 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.repository_id,
-        errors=(errors.BadFix, errors.FixOutdated, errors.VmRuns, *_CHANGES, *_NO_IMAGE, *_WRITES),
+        errors=(errors.BadFix, errors.FixOutdated, errors.CannotMend, errors.VmRuns, *_CHANGES, *_NO_IMAGE, *_WRITES),
     )
     def fixStorageRepository(self, params: models.FixParams) -> models.StartedFix:
         """Starts the job of a fix that a check has listed, on this host or another. It may be sent again at any time:

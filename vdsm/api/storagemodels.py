@@ -145,6 +145,7 @@ class Fix(verb.Params):
     vm_id: str | None = pydantic.Field(None, description="the VM, when it is about a VM's record")
     description: str = pydantic.Field("", description="what is going to be done, for people")
     freed_bytes: int | None = pydantic.Field(None, alias="bytes", description="space that it frees; null: not known")
+    obstacle: str | None = pydantic.Field(None, description="why it cannot be done; null: it can")
     data: dict[str, Any] = pydantic.Field(description="opaque: to be sent back as it came")
 
 
@@ -162,6 +163,9 @@ class FoundFix(verb.Result):
     vm_id: str | None = pydantic.Field(description="the VM, when it is about a VM's record")
     description: str = pydantic.Field(description="what is going to be done, for people")
     freed_bytes: int | None = pydantic.Field(alias="bytes", description="space that it frees; null: not known")
+    obstacle: str | None = pydantic.Field(
+        description="why it cannot be done as things are; null: it can. Removing the broken image is always possible"
+    )
     data: dict[str, Any] = pydantic.Field(description="opaque: to be sent back as it came")
 
 

@@ -152,6 +152,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("fix.vmId", "string or null, optional", "the VM, when it is about a VM's record", ()),
         ("fix.description", "string, default \"\"", "what is going to be done, for people", ()),
         ("fix.bytes", "integer or null, optional", "space that it frees; null: not known", ()),
+        ("fix.obstacle", "string or null, optional", "why it cannot be done; null: it can", ()),
         ("fix.data", "object, required", "opaque: to be sent back as it came", ()),
         ("options", "object, optional", "Options of fixStorageRepository.", ()),
         ("options.takeover", "boolean, default false", "count what waits in another host's queue as nobody's", ("true", "false")),

@@ -231,7 +231,8 @@ class Storage:
     def check_storage_repository(
         self, repository_id: str, options: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """What could be better: {type, image_id, vm_id, description, freed_bytes, data} each; see `findings`. Reads."""
+        """What could be better: {type, image_id, vm_id, description, freed_bytes, obstacle, data} each; see `findings`.
+        Reads."""
         return self._repairs.check(repository_id, _fix_options(options))
 
     def fix_storage_repository(

@@ -31,7 +31,7 @@ def needs(entity: Record) -> set[str]:
     """The images that `entity`, an image or a VM, cannot do without: its base, and what its open work puts there."""
     found = {entity["base"]} if entity.get("base") else set()
     if counts(entity):
-        names = _names(entity)
+        names = work_names(entity)
         found.update(filter(None, [names.get("snapshot"), names.get("hidden")]))
         found.update(change["hidden"] for change in names.get("disks", {}).values())
     return found
@@ -45,7 +45,7 @@ def dependents(image_id: str, entities: Iterable[Record]) -> list[str]:
 def data_names(entity: Record) -> set[str]:
     """All data that `entity` names: its own, and what its work was or is making."""
     found = {entity["data"]["name"]} if entity.get("data") else set()
-    names = _names(entity)
+    names = work_names(entity)
     found.update(filter(None, [names.get("data")]))
     found.update(names.get("images", {}).values())
     return found | {change["data"] for change in names.get("disks", {}).values()}
@@ -71,7 +71,7 @@ def unused_data(image: Record, carried: Iterable[str], entities: Iterable[Record
 
 def open_snapshot(image: Record) -> str | None:
     """The snapshot that the disk's work is making, if any: to be finished before the disk is used."""
-    return _names(image).get("snapshot") if counts(image) else None
+    return work_names(image).get("snapshot") if counts(image) else None
 
 
 def counts(entity: Record) -> bool:
@@ -87,13 +87,13 @@ def counts(entity: Record) -> bool:
 def claim(image: Record) -> dict[str, Any] | None:
     """What the claim of a VM's job on this disk names (`overlays.claim`), None when there is none. It stands until that
     job is finished or taken back, whoever does it."""
-    names = _names(image)
+    names = work_names(image)
     return names if "hidden" in names and counts(image) else None
 
 
 def open_resize(image: Record) -> int | None:
     """The size in bytes that the disk's work is giving it, if any: to be finished before the disk is used."""
-    return _names(image).get("size_bytes") if counts(image) else None
+    return work_names(image).get("size_bytes") if counts(image) else None
 
 
 def is_unfinished(image: Record) -> bool:
@@ -101,5 +101,6 @@ def is_unfinished(image: Record) -> bool:
     return open_snapshot(image) is not None or open_resize(image) is not None
 
 
-def _names(entity: Record) -> dict[str, Any]:
+def work_names(entity: Record) -> dict[str, Any]:
+    """What the entity's work, open or ended, names."""
     return (entity["work"] or {}).get("names") or {}

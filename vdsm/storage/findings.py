@@ -12,6 +12,9 @@ A finding is one thing that a job can do about it:
     mend      mendVm             finishes or takes back a job on a whole VM
     mend      endWork            ends work that nobody is at; the image itself is well
     mend      relinkImage        makes the header of an image name what its record does (trap 42)
+    mend      unknownWork        nothing: this agent does not know the work that has left the image broken
+
+A finding with an obstacle cannot be done as things are. It is there so that no image is broken without a word.
 
 What somebody is at is never a finding. Reading all this and acting on it are two moments, so a fix looks again under
 its leases; `guard` is what must still be so then.
@@ -28,13 +31,15 @@ CLEAN, OPTIMIZE, MERGE, MEND = TYPES = ("clean", "optimize", "merge", "mend")
 CLEAN_IMAGE, CLEAN_LEFTOVERS, CLEAN_VM_SLOT = "cleanImage", "cleanLeftovers", "cleanVmSlot"
 OPTIMIZE_IMAGE, MERGE_IMAGE = "optimizeImage", "mergeImage"
 MEND_VM, END_WORK, RELINK_IMAGE = "mendVm", "endWork", "relinkImage"
+UNKNOWN_WORK = "unknownWork"
+COPY_IMAGE = "copyImage"
 # Verbs whose work is finished by a job of the same kind.
-FINISHED = ("createVirtualDisk", "createSnapshot", "resizeVirtualDisk", "copyImage", "importImage")
+FINISHED = ("createVirtualDisk", "createSnapshot", "resizeVirtualDisk", COPY_IMAGE, "importImage")
 OF_VMS = (CLEAN_VM_SLOT, MEND_VM)
 TYPE_OF = {
     **dict.fromkeys((CLEAN_IMAGE, CLEAN_LEFTOVERS, CLEAN_VM_SLOT), CLEAN),
     **{OPTIMIZE_IMAGE: OPTIMIZE, MERGE_IMAGE: MERGE},
-    **dict.fromkeys((MEND_VM, END_WORK, RELINK_IMAGE, *FINISHED), MEND),
+    **dict.fromkeys((MEND_VM, END_WORK, RELINK_IMAGE, UNKNOWN_WORK, *FINISHED), MEND),
 }
 
 
@@ -62,7 +67,8 @@ class Survey(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """`entity` is the id of an image or, with `is_vm`, of a VM. `freed_bytes`: None where that is not known before."""
+    """`entity` is the id of an image or, with `is_vm`, of a VM. `freed_bytes`: None where that is not known before.
+    `obstacle`: why the fix cannot be done, None when it can."""
 
     type: str
     fix: str
@@ -71,6 +77,7 @@ class Finding(NamedTuple):
     guard: dict[str, Any]
     freed_bytes: int | None = None
     is_vm: bool = False
+    obstacle: str | None = None
 
 
 def findings(survey: Survey) -> list[Finding]:
@@ -115,7 +122,7 @@ def made_for_vm(vm: Record) -> set[str]:
 def _of_image(survey: Survey, image: Record) -> Finding | None:
     if chain.claim(image) is not None:
         return _claimed_by_vm(survey, image)
-    if image["status"] == models.BROKEN and "vm" in image["work"]["names"]:
+    if image["status"] == models.BROKEN and "vm" in chain.work_names(image):
         return _left_by_vm(survey, image)
     if image["deleted"]:
         return _deleted(survey, image)
@@ -170,7 +177,7 @@ def _is_merging(survey: Survey, image: Record) -> bool:
 
 
 def _broken(survey: Survey, image: Record) -> Finding | None:
-    kind, names = image["work"]["kind"], image["work"]["names"]
+    kind, names = (image["work"] or {}).get("kind"), chain.work_names(image)
     if kind == "createSnapshot" and image["kind"] == models.SNAPSHOT:
         disk = survey.images.get(names["disk"])
         if disk is not None and chain.open_snapshot(disk) == image["id"]:
@@ -178,7 +185,9 @@ def _broken(survey: Survey, image: Record) -> Finding | None:
         return _to_clean(survey, image, f"remove {_name(image)}, which was never begun")
     if kind in FINISHED:
         return Finding(MEND, kind, image["id"], f"finish {_name(image)}: {kind} was {_ending(image)}", _guard(image))
-    return None
+    obstacle = f"it was left by {kind}, which this agent does not know; another version may finish it"
+    description = f"{_name(image)} is broken: {obstacle}, removeImage takes it away"
+    return Finding(MEND, UNKNOWN_WORK, image["id"], description, _guard(image), obstacle=obstacle)
 
 
 def _left_by_vm(survey: Survey, image: Record) -> Finding | None:

@@ -23,12 +23,15 @@ def begin_fix(repo: Repository, session: leases.Session, argument: Argument) -> 
     has what the job's kind needs besides `target`, and `before`, the work that the claim replaces. A repeated request
     of the same job is answered {"begun": job id}.
 
-    Raises `FixOutdated`, `ImageBusy`, `ImageInUse`, `VmRuns`. Killed: the work is claimed, "queued", or it is not.
+    Raises `FixOutdated`, `CannotMend`, `ImageBusy`, `ImageInUse`, `VmRuns`. Killed: the work is claimed, "queued", or
+    it is not.
     """
     fix, entity = argument["fix"], argument["entity"]
     found = _find(repo, argument, held=())
     if found is None:
         return _nothing(repo, argument)
+    if found.obstacle is not None:
+        raise errors.CannotMend(image_id=entity, reason=found.obstacle)
     with _holding(repo, session, found):
         found = _find(repo, argument, held=_concerned(found))
         if found is None:

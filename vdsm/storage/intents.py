@@ -6,7 +6,8 @@ happened; killed after it, the record says what was being done, and the same req
 is not a kill undoes the steps made so far and is raised.
 
 All raise `NoSuchImage`, `ImageInUse` (somebody holds a lease), `ImageBusy` (open work), `ImageNotUsable`, `WrongKind`
-and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request), `IdTaken` (to a VM) and `RepositoryFull`.
+and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request), `IdTaken` (to a VM) and
+`RepositoryFull`.
 """
 
 from collections.abc import Callable

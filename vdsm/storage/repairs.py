@@ -50,11 +50,12 @@ class Repairs:
     # -- check -------------------------------------------------------------------------------------------------------
 
     def check(self, repo_id: str, options: dict[str, Any]) -> list[Answer]:
-        """What could be better: {type, image_id, vm_id, description, freed_bytes, data} each. Only reads."""
+        """What could be better: {type, image_id, vm_id, description, freed_bytes, obstacle, data} each. Only reads."""
         asked = {"active": self._jobs.active(), "takeover": options["takeover"]}
         found: list[Answer] = self._connections.read(repo_id, "check", asked)
         name = self._connections.get(repo_id).name
-        return [_shown(name, findings.Finding(**one)) for one in found if self._is_free(one)]
+        free = [findings.Finding(**one) for one in found if self._is_free(one)]
+        return [_shown(name, self._judged(repo_id, one)) for one in free]
 
     def _is_free(self, finding: Answer) -> bool:
         """False for work that was committed here while the repository was read; and while a VM's record in another
@@ -72,12 +73,42 @@ class Repairs:
         vm: Record | None = self._connections.read(self._connected(where["repo"]), "vm", {"vm_id": where["id"]})
         return vm is None or not chain.counts(vm) or where.get("made", entity) not in findings.made_for_vm(vm)
 
+    def _judged(self, repo_id: str, found: findings.Finding) -> findings.Finding:
+        """A copy's source may be in another repository, which a child of this one does not know."""
+        if found.fix != findings.COPY_IMAGE:
+            return found
+        try:
+            obstacle, advice = self._obstacle(repo_id, found.entity), "; removeImage takes it away"
+        except errors.VdsmError as error:
+            obstacle, advice = f"its source cannot be looked at: {error}", ""
+        if obstacle is None:
+            return found
+        description = f"{found.description}. That cannot be done now: {obstacle}{advice}"
+        return found._replace(obstacle=obstacle, description=description)
+
+    def _obstacle(self, repo_id: str, image_id: str) -> str | None:
+        """Why a broken copy can never be finished; None: it can, or is no broken copy any more. Raises when the
+        repository of its source does not answer, or is not connected."""
+        image = self._unfinished(repo_id, image_id)
+        origin = image["work"]["names"].get("source") if image is not None else None
+        if image is None or not origin:
+            return None
+        source: Record | None = self._connections.read(
+            self._connected(origin["repo"]), "find", {"image_id": origin["image_id"]}
+        )
+        if source is None or source["deleted"]:
+            return f"its source, image {origin['image_id']}, was removed"
+        if source["size_bytes"] != image["size_bytes"]:
+            now = f"has {source['size_bytes']} bytes now, and had {image['size_bytes']}"
+            return f"its source, image {origin['image_id']}, {now}"
+        return None
+
     # -- fix ---------------------------------------------------------------------------------------------------------
 
     def fix(self, repo_id: str, fix: Answer, options: dict[str, Any]) -> Answer:
         """Starts the fix's job: {job_id}, None when nothing is left to do.
 
-        Raises `BadFix`, `FixOutdated`, `ImageBusy`, `ImageInUse`, `VmRuns`; then nothing has happened.
+        Raises `BadFix`, `FixOutdated`, `CannotMend`, `ImageBusy`, `ImageInUse`, `VmRuns`; then nothing has happened.
         """
         token = self._token(repo_id, fix)
         job_id = options["job_id"] or ids.new()
@@ -115,7 +146,7 @@ class Repairs:
 
     def _given(self, repo_id: str, token: _Token) -> tuple[Answer, tuple[str, ...], list[str]]:
         """(what the worker needs beyond the repository, images that it reads elsewhere, the repositories of both)."""
-        if token.fix == "copyImage":
+        if token.fix == findings.COPY_IMAGE:
             return self._source(repo_id, token)
         if token.fix == "importImage":
             file = self._names(repo_id, token).get("source", {})
@@ -134,15 +165,22 @@ class Repairs:
         origin = self._names(repo_id, token).get("source")
         if not origin:
             return {}, (), [repo_id]  # not a copy any more: the claim says how it is
+        obstacle = self._obstacle(repo_id, token.entity)
+        if obstacle is not None:
+            raise errors.CannotMend(image_id=token.entity, reason=obstacle)
         plan = self._images.plan_copy(origin["image_id"], self._connected(origin["repo"]))
         reads = tuple(layer["id"] for layer in plan.layers)
         return {"source": plan.description, "layers": plan.layers}, reads, [repo_id, plan.repo_id]
 
     def _names(self, repo_id: str, token: _Token) -> dict[str, Any]:
         """What the work in the image's record names."""
-        image: Record | None = self._connections.read(repo_id, "find", {"image_id": token.entity})
-        unfinished = image is not None and image["work"] and chain.counts(image)
-        return image["work"]["names"] if image is not None and unfinished else {}
+        image = self._unfinished(repo_id, token.entity)
+        return image["work"]["names"] if image is not None else {}
+
+    def _unfinished(self, repo_id: str, image_id: str) -> Record | None:
+        """The image's record, if what its work names is still to be made."""
+        image: Record | None = self._connections.read(repo_id, "find", {"image_id": image_id})
+        return image if image is not None and chain.counts(image) else None
 
     def _parts_of_vm(self, repo_id: str, token: _Token) -> tuple[Answer, tuple[str, ...], list[str]]:
         vm: Record | None = self._connections.read(repo_id, "vm", {"vm_id": token.entity})
@@ -211,5 +249,5 @@ def _shown(repo_name: str, found: findings.Finding) -> Answer:
     where = {"image_id": None if found.is_vm else found.entity, "vm_id": found.entity if found.is_vm else None}
     return {
         **{"type": found.type, **where, "description": found.description},
-        **{"freed_bytes": found.freed_bytes, "data": data},
+        **{"freed_bytes": found.freed_bytes, "obstacle": found.obstacle, "data": data},
     }
