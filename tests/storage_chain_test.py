@@ -53,5 +53,16 @@ def test_data_that_another_record_names_stays() -> None:
     carried = ["d.old", "d.new", "d.orphan", "x.orphan"]
     assert chain.unused_data(disk, carried, [disk, half_made]) == ["d.new", "d.orphan"]
     assert chain.unused_data(disk, carried, [disk]) == ["d.new", "d.old", "d.orphan"]
-    vm = machine("failed", disks={"d": {"hidden": "h", "data": "d.new"}})
+    vm = machine("interrupted", disks={"d": {"hidden": "h", "data": "d.new"}})
     assert chain.unused_data(disk, carried, [disk, vm]) == ["d.old", "d.orphan"]
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "aborted"])
+def test_what_ended_work_names_keeps_nothing(state: str) -> None:
+    """A sysprep that is done has given the overlay to the disk: with that it goes."""
+    overlaid = {**image("d"), "data": {"name": "d.new"}}
+    vm = machine(state, disks={"d": {"hidden": "h", "data": "d.new"}})
+    assert chain.unused_data(overlaid, ["d.new"], [overlaid, vm]) == ["d.new"]
+    assert chain.dependents("h", [vm]) == [] and chain.standing_data(vm) == set()
+    claimed = image("d", None, state, hidden="h", snapshot="s", size_bytes=1)
+    assert (chain.claim(claimed), chain.open_snapshot(claimed), chain.open_resize(claimed)) == (None, None, None)

@@ -113,7 +113,8 @@ def test_snapshot_keeps_its_id_and_is_copied_once(service: Service, shelf: Shelf
     first = service.storage.copy_image("other", snapshot)
     assert first["image_id"] == snapshot
     service.ended(first["job_id"])
-    assert on(shelf, world).image(snapshot)["kind"] == "snapshot"
+    made = on(shelf, world).image(snapshot)
+    assert (made["kind"], made["work"]["state"], made["work"]["names"]) == ("snapshot", "done", {})
     assert service.storage.copy_image("other", snapshot) == {"image_id": snapshot, "job_id": None}
     assert service.storage.copy_image("main", snapshot) == {"image_id": snapshot, "job_id": None}
     with pytest.raises(errors.InvalidParameters):

@@ -8,7 +8,7 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import copyintents, models, reading, removal, repository
+from vdsm.storage import copyintents, models, reading, removal, repository, vmrecords
 from vdsm.storage.formats import filelayout
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
@@ -48,6 +48,17 @@ def test_deleted_bases_go_with_their_last_dependent(shelf: Shelf) -> None:
     assert shelf.remove(disk) == [disk]
     assert shelf.remove(clone) == [clone, upper, lower]
     assert shelf.files() == set()
+
+
+def test_what_a_sysprep_has_made_goes_with_its_disk(shelf: Shelf) -> None:
+    """Its VM's record may still name the disk's data, as older agents left it: that is nobody's claim."""
+    disk = shelf.disk()
+    vm_id, names = ids.new(), {"disks": {disk: {"hidden": ids.new(), "data": shelf.data(disk).name}}}
+    vmrecords.ensure_vm(shelf.repo, shelf.session, {"vm_id": vm_id, "fields": {}})
+    work = {**models.work("sysprep", 1, names, job_id=ids.new()), "state": "done", "committed": True}
+    vmrecords.change_vm(shelf.repo, shelf.session, {"vm_id": vm_id, "changes": {"work": work}})
+    assert shelf.remove(disk) == [disk]
+    assert shelf.files() == {f"vms/{vm_id}"}
 
 
 def test_base_that_was_not_removed_stays(shelf: Shelf) -> None:

@@ -109,11 +109,13 @@ class Ledger:
             return record.update(self.session, self.slot, checked)
 
     def finish(self, fields: Callable[[record.Record], dict[str, Any]]) -> None:
-        """The result, the generation and the work's end in one atomic write."""
+        """The result, the generation and the work's end in one atomic write. What was made is the record's own now, or
+        another one's: ended work that went on naming it would keep it from being removed, or be taken for unfinished.
+        """
 
         def end(known: record.Record) -> record.Record:
             result = {**known, **fields(known), "generation": known["generation"] + 1}
-            return working(result, state="done", percent=100, error=None)
+            return working(result, state="done", percent=100, error=None, names={})
 
         self.write(end)
 

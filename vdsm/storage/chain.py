@@ -57,14 +57,14 @@ def standing_data(entity: Record) -> set[str]:
 
 
 def unused_data(image: Record, carried: Iterable[str], entities: Iterable[Record]) -> list[str]:
-    """Data that goes with `image`: what it names and what was made under its lease, unless another record names it.
+    """Data that goes with `image`: what it names and what was made under its lease, unless another record relies on it.
 
     `carried` must have been listed before `entities` were: data is made after the record that names it (trap 37).
     """
     elsewhere: set[str] = set()
     for entity in entities:
         if entity["id"] != image["id"]:
-            elsewhere |= data_names(entity)
+            elsewhere |= standing_data(entity)
     own = {name for name in carried if models.maker(name) == image["id"]}
     return sorted((own | data_names(image)) - elsewhere)
 

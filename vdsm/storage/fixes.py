@@ -184,7 +184,7 @@ class CreateSnapshot(Fix):
         intents.make_snapshot(repo, ctx.session, ctx.record, ctx.argument["names"])
 
     def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
-        return {**intents.on_snapshot(known, ctx.argument["names"]), **_nothing_named(known)}
+        return intents.on_snapshot(known, ctx.argument["names"])
 
 
 @worker.body("resizeVirtualDisk")
@@ -195,13 +195,7 @@ class ResizeVirtualDisk(Fix):
         resizing.set_size(self.target(ctx.argument), ctx.session, ctx.record, ctx.argument["names"]["size_bytes"])
 
     def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
-        grown = {"size_bytes": ctx.argument["names"]["size_bytes"], "status": models.settled(known)}
-        return {**grown, **_nothing_named(known)}
-
-
-def _nothing_named(known: record.Record) -> dict[str, Any]:
-    """Ended work that goes on naming a snapshot or a size could be taken for one to be finished."""
-    return {"work": {**known["work"], "names": {}}}
+        return {"size_bytes": ctx.argument["names"]["size_bytes"], "status": models.settled(known)}
 
 
 @worker.body(findings.END_WORK)

@@ -52,9 +52,9 @@ class MendVm(worker.Body):
             _discard(formats.open(image["repository"]), ctx.session, image["image_id"], self.entity(ctx.argument))
 
     def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
-        """Nothing is left to name. What was taken back must not look as if it had been done."""
+        """What was taken back must not look as if it had been done."""
         kind = known["work"]["kind"] if ctx.argument["committed"] else findings.MEND_VM
-        return {"work": {**known["work"], "kind": kind, "names": {}}}
+        return {"work": {**known["work"], "kind": kind}}
 
     def undo(self, ctx: worker.Context) -> None:
         if ctx.argument["committed"]:
