@@ -168,6 +168,22 @@ def test_destroy_ends_a_start_that_a_script_holds(hooks: Hooks, machines: confte
     assert vm_id not in machines.client.call("Host.getVMList")
 
 
+def test_starts_that_scripts_hold_keep_no_other_from_starting(
+    stack: standalone.Stack, hooks: Hooks, machines: conftest.Machines
+) -> None:
+    """More of them than VMs are started at once."""
+    text = '#!/bin/sh\ntest -z "$hangs" && exit 0\necho $$ > SAID/$vmId\nexec sleep 300\n'
+    hooks.add(points.BEFORE_VM_START, text)
+    count = stack.settings.virt.starts + 1
+    held = [machines.create(customProperties={"hangs": "yes"}) for _ in range(count)]
+    pids = [hooks.pid(vm_id) for vm_id in held]
+    machines.started()
+    assert all(map(running, pids))
+    for vm_id in held:
+        machines.destroy(vm_id)
+    until(lambda: not any(map(running, pids)))
+
+
 def test_scripts_that_hang_hold_up_nobody_else(
     stack: standalone.Stack, hooks: Hooks, machines: conftest.Machines
 ) -> None:

@@ -138,6 +138,9 @@ class Hooks:
     script_deadline_s: float = 30.0
     # How long all scripts of one point may take together. A verb waits for its hooks, and clients for their verbs.
     point_deadline_s: float = 45.0
+    # VM starts that may be waiting for their before_vm_start scripts beside the virt.starts that are at work. Each is
+    # a thread that waits; when scripts hang in more of them, other starts wait until the first deadline.
+    starts: int = 16
 
 
 @dataclasses.dataclass(frozen=True)

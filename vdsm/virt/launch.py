@@ -3,7 +3,8 @@
     plan the disks          storage: paths, chains, leases, what the records say
     ensure the VM's record  storage
     prepare                 kernel paths, console log
-    hook scripts            before_vm_start: may change the domain, or veto
+    hook scripts            before_vm_start: may change the domain, or veto. They run beside the starts at once, since
+                            they may take long: one that hangs is its own VM's trouble
     create                  libvirt starts the launcher, which takes the leases, rereads the records and becomes QEMU,
                             the guest stopped
     compare leases          what the process holds with the plan
@@ -18,11 +19,12 @@ leases" on. When libvirt is lost on the way the launch waits for it and goes on 
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vdsm import config, errors, hypervisor, logs, storage, undo
@@ -35,6 +37,8 @@ _log = logs.get("virt.launch")
 LAUNCHER_LINE = re.compile(r"vdsm-error: (?=\{)")
 # How often a launch looks whether a lost libvirt is back.
 RETURN_POLL_S = 0.5
+# How often one that waits for others looks whether its VM is still wanted.
+PLACE_POLL_S = 0.5
 
 
 class _GivenUp(Exception):
@@ -66,7 +70,10 @@ class Launcher:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[str, concurrent.futures.Future[None]] = {}
-        self._pool = concurrent.futures.ThreadPoolExecutor(settings.virt.starts, thread_name_prefix="vm launch")
+        # A launch has one of these while it works, and none while its scripts run; there are threads for both.
+        self._places = threading.BoundedSemaphore(settings.virt.starts)
+        threads = settings.virt.starts + settings.hooks.starts
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="vm launch")
 
     def stop(self) -> None:
         """Launches that have not begun do not begin; those under way end, or are left to the next agent."""
@@ -144,15 +151,35 @@ class Launcher:
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def _start(self, known: vm.Vm, undos: undo.Stack) -> None:
-        _check_wanted(known)
+        with self._place(known):
+            planned = self._plan(known, undos)
+        xml = self._ask_hooks(known, planned)
+        with self._place(known):
+            self._create(known, xml, undos)
+            self._release(known, lambda: self._records.started(known))
+
+    @contextlib.contextmanager
+    def _place(self, known: vm.Vm) -> Iterator[None]:
+        """One of the places of those that are at work at once, inside the block; waits for it as long as the VM is
+        wanted."""
+        while not self._places.acquire(timeout=PLACE_POLL_S):
+            if self._stopping.is_set():
+                raise _AgentStops
+            _check_wanted(known)
+        try:
+            _check_wanted(known)
+            yield
+        finally:
+            self._places.release()
+
+    def _plan(self, known: vm.Vm, undos: undo.Stack) -> str:
+        """The domain, before scripts see it."""
         disks = [self._storage.plan_disk(disk.image_id, disk.repo_id, not disk.read_only) for disk in known.spec.disks]
         lease_plan = self._plan_leases(known, disks)
         ground = self._prepare(known, undos)
         _check_wanted(known)
         orders = lease_plan.to_launcher(self._settings) if lease_plan is not None else None
-        xml = self._ask_hooks(known, domxml.build(known.metadata(launched=False), disks, orders, ground))
-        self._create(known, xml, undos)
-        self._release(known, lambda: self._records.started(known))
+        return domxml.build(known.metadata(launched=False), disks, orders, ground)
 
     def _plan_leases(self, known: vm.Vm, disks: Sequence[storage.DiskPlan]) -> plans.LeasePlan | None:
         """None for a VM that needs no lease: it has no disks and no repository was named for it."""
@@ -220,7 +247,8 @@ class Launcher:
 
     def _go_on(self, known: vm.Vm, undos: undo.Stack) -> None:
         undos.push("destroy the domain", lambda: self._libvirt.destroy(known.id))
-        self._release(known, lambda: self._records.try_started(known))
+        with self._place(known):
+            self._release(known, lambda: self._records.try_started(known))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
