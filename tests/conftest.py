@@ -8,7 +8,6 @@ import dataclasses
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.until import until
 from tests.wire_fixture import free_port
 from vdsm import ids, standalone
 from vdsm.client import failures, transport
-from vdsm.standalone import ground
+from vdsm.standalone import ground, layout
 from vdsm.tool import guestimage
 
 JOIN_S = 30.0
@@ -48,22 +47,24 @@ def _rank(item: pytest.Item) -> int:
 
 
 @pytest.fixture(scope="session")
-def authority() -> Iterator[certificates.Authority]:
-    """Signs the certificate of the stack's agent, which lies beside its own files."""
-    with tempfile.TemporaryDirectory(prefix="vdsm-tls-", dir="/var/tmp") as directory:
-        Path(directory).chmod(0o755)
-        yield certificates.Authority(Path(directory))
+def authority(tmp_path_factory: pytest.TempPathFactory) -> certificates.Authority:
+    """Signs the certificate of the stack's agent, which has it in the stack's run directory."""
+    return certificates.Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")
 def stack(authority: certificates.Authority) -> Iterator[standalone.Stack]:
     if os.geteuid() != 0:
         pytest.skip("the standalone stack needs root")
-    ground.ensure_user()
-    certificates.install(authority, authority.directory, owner=ground.USER)
-    tls = dataclasses.asdict(certificates.settings(authority.directory, free_port(), check_s=3600.0))
-    overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "tls": tls, "virt": {"sample_s": 2.0}}
-    with standalone.Stack(tcp=True, overrides=overrides) as running:
+
+    def secure(place: layout.Layout) -> ground.Overrides:
+        directory = place.run_dir / "tls"
+        directory.mkdir()
+        certificates.install(authority, directory, owner=ground.USER)
+        return {"tls": dataclasses.asdict(certificates.settings(directory, free_port(), check_s=3600.0))}
+
+    overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "virt": {"sample_s": 2.0}}
+    with standalone.Stack(tcp=True, overrides=overrides, prepare=secure) as running:
         yield running
 
 

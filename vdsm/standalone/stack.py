@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,8 @@ class Stack:
     agent: False leaves out supervdsmd and vdsmd.
     tcp: True lets vdsmd listen on a free port of the loopback interface.
     overrides: {section: {option: value}} over the standalone defaults of vdsm.toml.
+    prepare: puts what the daemons need beside that into the run directory, before they start; gets all paths, returns
+    more overrides.
     background: True lets the stack outlive this process.
     """
 
@@ -46,6 +49,7 @@ class Stack:
         agent: bool = True,
         tcp: bool = False,
         overrides: ground.Overrides | None = None,
+        prepare: Callable[[layout.Layout], ground.Overrides] = lambda place: {},
         background: bool = False,
     ) -> None:
         self._wanted_dir = run_dir
@@ -53,6 +57,7 @@ class Stack:
         self._overrides: dict[str, dict[str, Any]] = {name: dict(values) for name, values in (overrides or {}).items()}
         if tcp:
             self._overrides.setdefault("wire", {}).setdefault("tcp_port", _free_port())
+        self._prepare = prepare
         self._background = background
         self._place: layout.Layout | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -121,7 +126,7 @@ class Stack:
             with ground.usual_umask():
                 ground.make_directories(self._place)
                 self._watch()
-                ground.write_configuration(self._place, self._overrides)
+                ground.write_configuration(self._place, {**self._overrides, **self._prepare(self._place)})
                 ground.install_code(self._place)
             self._start_daemons()
         except BaseException as error:
