@@ -151,7 +151,7 @@ def test_the_fork_server_carries_nothing_of_the_agents_side() -> None:
     script = (
         "import importlib, sys; from vdsm import storage, virt; from vdsm.jobs import worker;"
         "[importlib.import_module(name) for name in (worker.__name__, *storage.preload(), *virt.preload())];"
-        "print(*{'libvirt', 'aiohttp', 'uvloop', 'jsonrpcserver'} & sys.modules.keys())"
+        "print(*{'libvirt', 'aiohttp', 'uvloop', 'jsonrpcserver', 'pydantic'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []

@@ -4,30 +4,24 @@ What a check answers goes to the caller and comes back from anybody: it names wh
 everything else is read again when it comes back. Methods block for children of the repositories that they name.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pydantic
+from typing import TYPE_CHECKING, Any
 
 from vdsm import config, errors, events, ids, undo
 from vdsm.jobs import job, registry
 from vdsm.record import Record
 from vdsm.storage import chain, connected, findings, holders, images
 
+if TYPE_CHECKING:
+    from vdsm.storage import fixtoken
+
+    _Token = fixtoken.Token
+
 Answer = dict[str, Any]
 
 # `takeover`: work in the queue of another host that lives counts as nobody's (trap 24).
 OPTIONS: dict[str, Any] = {"job_id": None, "takeover": False}
-
-
-class _Token(pydantic.BaseModel):
-    """A fix's `data`. `repo` is the repository's persistent name: the same on every host."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    repo: str
-    fix: str
-    entity: str = pydantic.Field(pattern=ids.UUID_PATTERN)
-    guard: dict[str, int | str | dict[str, str] | None]
 
 
 class Repairs:
@@ -131,11 +125,9 @@ class Repairs:
         return begun
 
     def _token(self, repo_id: str, fix: Answer) -> _Token:
-        try:
-            token = _Token.model_validate(fix["data"])
-        except pydantic.ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "data"
-            raise errors.BadFix(reason=f"{where}: {error.errors()[0]['msg']}") from error
+        from vdsm.storage import fixtoken  # late: the fork server has loaded this file, and shall not carry pydantic
+
+        token = fixtoken.read(fix["data"])
         if token.fix not in findings.TYPE_OF:
             raise errors.BadFix(reason=f"there is no fix {token.fix}")
         if token.repo != self._connections.get(repo_id).name:
