@@ -4,6 +4,7 @@ Tests that need the stack ask for `stack`, `agent` (a client of it) or `repo`. T
 test makes, it removes, also when it fails.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 
 from tests import certificates
-from tests.until import until
+from tests.until import running, until
 from tests.wire_fixture import free_port
 from vdsm import ids, standalone
 from vdsm.client import failures, transport
 from vdsm.standalone import ground, layout
 from vdsm.tool import guestimage
 
+MAIN = "main"  # the session's repository
 JOIN_S = 30.0
 MEMORY_MIB = 64  # of guests without guest code
 STACK = {"stack", "agent", "repo"}
@@ -64,8 +66,31 @@ def stack(authority: certificates.Authority) -> Iterator[standalone.Stack]:
         return {"tls": dataclasses.asdict(certificates.settings(directory, free_port(), check_s=3600.0))}
 
     overrides = {"jobs": {"workers": 4}, "log": {"level": "DEBUG"}, "virt": {"sample_s": 2.0}}
-    with standalone.Stack(tcp=True, overrides=overrides, prepare=secure) as running:
-        yield running
+    with standalone.Stack(tcp=True, overrides=overrides, prepare=secure) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def served(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The session's agent serves after each test, also after one that killed it and then failed: the tests that follow
+    find what they expect."""
+    shared = request.getfixturevalue("stack") if "stack" in request.fixturenames else None
+    yield
+    if shared is not None:
+        with serving(shared):
+            pass
+
+
+@contextlib.contextmanager
+def serving(stack: standalone.Stack) -> Iterator[transport.Client]:
+    """A new connection to the session's agent, which is started if it does not run, and gets its repository back."""
+    if not running(stack.agent_pid):
+        stack.start_agent()
+    with transport.connect(str(stack.socket_path)) as client:
+        known = [found["repoId"] for found in client.call("Storage.listStorageRepositories")]
+        if MAIN not in known and (stack.storage_dir / MAIN / "repository").exists():
+            reconnect_repository(stack, MAIN)
+        yield client
 
 
 @pytest.fixture
@@ -77,7 +102,7 @@ def agent(stack: standalone.Stack) -> Iterator[transport.Client]:
 @pytest.fixture(scope="session")
 def repo(stack: standalone.Stack) -> str:
     """The id of a connected repository that has joined its lockspace. The stack's end is its end."""
-    return connect_repository(stack, "main")
+    return connect_repository(stack, MAIN)
 
 
 def connect_repository(stack: standalone.Stack, repo_id: str) -> str:
@@ -109,6 +134,15 @@ def reconnect_repository(stack: standalone.Stack, repo_id: str) -> None:
 def end_domain(stack: standalone.Stack, vm_id: str) -> None:
     """Ends the VM behind the agent's back."""
     subprocess.run(["virsh", "-c", stack.place.libvirt_uri, "destroy", vm_id], check=True, capture_output=True)
+
+
+def holders(stack: standalone.Stack, lease_id: str) -> list[int]:
+    """Processes that hold the lease, as the stack's sanlock says."""
+    environment = {**os.environ, "SANLOCK_RUN_DIR": str(stack.place.sanlock)}
+    command = ["sanlock", "client", "status", "-o", "p"]
+    listing = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line.rpartition(" p ") for line in listing.splitlines() if f":{lease_id}:" in line]
+    return [int(pid) for _, _, pid in lines if pid.isdigit()]
 
 
 def repository(client: transport.Client, repo_id: str) -> dict[str, Any]:
@@ -176,7 +210,8 @@ class Images:
 def images(agent: transport.Client, repo: str, stack: standalone.Stack) -> Iterator[Images]:
     made = Images(agent, repo, stack.import_dir)
     yield made
-    made.clean_up()
+    with serving(stack) as made.client:
+        made.clean_up()
 
 
 class Machines:
@@ -228,10 +263,11 @@ class Machines:
 
 
 @pytest.fixture
-def machines(agent: transport.Client) -> Iterator[Machines]:
+def machines(agent: transport.Client, stack: standalone.Stack) -> Iterator[Machines]:
     made = Machines(agent)
     yield made
-    made.clean_up()
+    with serving(stack) as made.client:
+        made.clean_up()
 
 
 def wait_job(client: transport.Client, job_id: str, timeout_s: float = 300.0) -> dict[str, Any]:
