@@ -119,7 +119,8 @@ class Leases:
         """Takes the open work on a VM or an image away from its host, for good, and counts the generation.
 
         Refused while the holder lives, unless `force` has it killed, which takes a while: up to 8 times the
-        repository's I/O timeout and 10 seconds. Refused too while the holder's host may live.
+        repository's I/O timeout and 10 seconds. Refused too while the holder's host may live. The answer tells the
+        owners of that moment: whoever concludes for a killed worker holds the lease for an instant.
         """
         return _status(
             self._storage.fence_lease(
