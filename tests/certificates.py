@@ -68,4 +68,4 @@ def replace(path: Path, content: bytes, owner: str | None = None) -> None:
 def settings(directory: Path, port: int, **options: object) -> config.Tls:
     """Of an agent on loopback, whose files `install` has put into `directory`."""
     paths = {name: str(directory / f"{name}.pem") for name in ("cert", "key", "ca")}
-    return config.Tls(**paths, address="127.0.0.1", port=port, **options)  # type: ignore[arg-type]
+    return config.Tls(**paths, address="127.0.0.1", port=port, **options)  # type: ignore[arg-type]  # options of many types

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,11 @@ def _lines(command: list[str], cwd: Path) -> list[str]:
     return sorted(line for line in done.stdout.splitlines() if line)
 
 
+Offers = Callable[[str], list[str]]
+
+
 @pytest.fixture(params=[bash, zsh], ids=["bash", "zsh"])
-def offers(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
+def offers(request: pytest.FixtureRequest, tmp_path: Path) -> Offers:
     """Gives what the shell offers for a command line."""
     shell = request.param.__name__
     if shutil.which(shell) is None:
@@ -128,7 +132,7 @@ def offers(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-u
 NAMESPACES = {name.partition(".")[0] for name in offered.VERBS}
 
 
-def test_the_shell_offers_namespaces_verbs_and_parameters(offers) -> None:  # type: ignore[no-untyped-def]
+def test_the_shell_offers_namespaces_verbs_and_parameters(offers: Offers) -> None:
     assert set(offers("vdsm-client ")) == {*NAMESPACES, "events", "explain"}
     assert offers("vdsm-client Jo") == ["Job"]
     assert offers("vdsm-client Job ") == sorted(
@@ -140,26 +144,26 @@ def test_the_shell_offers_namespaces_verbs_and_parameters(offers) -> None:  # ty
     assert offers("vdsm-client Nothing ") == []
 
 
-def test_parameters_come_with_their_dotted_names(offers) -> None:  # type: ignore[no-untyped-def]
+def test_parameters_come_with_their_dotted_names(offers: Offers) -> None:
     known = offers("vdsm-client Storage copyImage targetRepoId=main options.j")
     assert known == ["options.jobId="]
     assert offers("vdsm-client Storage copyImage userData='{\"a b\": 1}' options.j") == ["options.jobId="]
     assert not [name for name in offers("vdsm-client VM create ") if "[]" in name]
 
 
-def test_options_do_not_count_as_words(offers) -> None:  # type: ignore[no-untyped-def]
+def test_options_do_not_count_as_words(offers: Offers) -> None:
     assert offers("vdsm-client -a /some/where --wait Host -o table ec") == ["echo"]
     assert offers("vdsm-client -o ") == sorted(arguments.FORMATS)
     assert offers("vdsm-client Host echo --completion ") == sorted(arguments.SHELLS)
     assert set(offers("vdsm-client --")) == {f"--{name.rstrip('=')}" for name in arguments.LONG_OPTIONS}
 
 
-def test_topics_and_keys_of_errors(offers) -> None:  # type: ignore[no-untyped-def]
+def test_topics_and_keys_of_errors(offers: Offers) -> None:
     assert set(offers("vdsm-client events ")) == {*events.TOPICS, "instanceId=", "since="}
     assert offers("vdsm-client explain image_in") == ["image_in_use"]
 
 
-def test_files_after_an_at_sign(offers) -> None:  # type: ignore[no-untyped-def]
+def test_files_after_an_at_sign(offers: Offers) -> None:
     assert [name.removeprefix("@") for name in offers("vdsm-client VM create vmParams=@di")] == ["disk.json"]
     assert offers("vdsm-client -f di") == ["disk.json"]
     assert offers("vdsm-client Host ping2 --file di") == ["disk.json"]

@@ -335,7 +335,7 @@ def test_errors_of_other_agents(error: dict[str, Any], code: int) -> None:
     ],
 )
 def test_failures_of_the_connection(local: type[failures.ClientError], code: int) -> None:
-    assert exits.of(local("x")) == code  # type: ignore[call-arg, arg-type]
+    assert exits.of(local("x")) == code  # type: ignore[call-arg, arg-type]  # of these classes each takes one text
 
 
 def test_no_agent(run: Run, tmp_path: Path) -> None:

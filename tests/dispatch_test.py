@@ -208,7 +208,7 @@ def test_a_failure_of_the_library_leaks_nothing(world: World) -> None:
     async def main() -> bytes | None:
         dispatcher = dispatch.Dispatcher(world.verbs, 100)
         # Nothing that comes over the wire makes it fail, so its table of methods is made to.
-        dispatcher._methods = Broken()  # type: ignore[assignment]
+        dispatcher._methods = Broken()  # type: ignore[assignment]  # has what is called of a dict
         return await answer_of(dispatcher, request("Spec.subtract", [3, 1], 7))
 
     answer = asyncio.run(main())
@@ -272,7 +272,7 @@ def test_nothing_queues_behind_a_stuck_repository(world: World) -> None:
     async def main() -> None:
         dispatcher = dispatch.Dispatcher(world.verbs, 100)
         stuck = [dispatcher.answer(request("Sample.stuck", {"repoId": "one"}), ADMIN) for _ in range(5)]
-        waits = [asyncio.ensure_future(each) for each in stuck]  # type: ignore[arg-type]
+        waits = [asyncio.ensure_future(each) for each in stuck]  # type: ignore[arg-type]  # none of them was answered at once
         await asyncio.to_thread(world.sample.started.acquire)
         await asyncio.to_thread(world.sample.started.acquire)
         # Its two threads are stuck. Inline verbs, the general pool and other repositories go on.
@@ -296,7 +296,7 @@ def test_a_full_pool_refuses(world: World) -> None:
         corpus.check(corpus.Failure(1100, "resource_exhausted", 1), await answer_of(dispatcher, text))
         world.sample.gate.set()
         for answer in taken:
-            assert b"result" in await answer  # type: ignore[operator, misc]
+            assert b"result" in await answer  # type: ignore[operator, misc]  # not bytes: seen above
 
     asyncio.run(main())
 

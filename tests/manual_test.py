@@ -18,7 +18,9 @@ def examples() -> list[tuple[str, str]]:
     found = []
     for block in re.findall(r"```console\n(.*?)```", MANUAL, re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command = re.match(r"([^\n]*\\\n)*[^\n]*\n", part)[0]  # type: ignore[index]
+            matched = re.match(r"([^\n]*\\\n)*[^\n]*\n", part)
+            assert matched is not None, part
+            command = matched[0]
             found.append((command.rstrip(), part.removeprefix(command)))
     return found
 

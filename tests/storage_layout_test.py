@@ -104,7 +104,7 @@ def test_of_two_formatters_one_wins(place: Path, monkeypatch: pytest.MonkeyPatch
     def late(*given: object, **named: object) -> None:
         monkeypatch.setattr(os, "link", real)
         winner.format_(1)
-        real(*given, **named)  # type: ignore[arg-type]
+        real(*given, **named)  # type: ignore[arg-type]  # whatever is given
 
     monkeypatch.setattr(os, "link", late)  # the second one runs in the first one's gap
     with pytest.raises(errors.NotEmpty):

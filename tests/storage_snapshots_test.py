@@ -103,7 +103,7 @@ def test_same_request_that_was_quicker_is_not_done_twice(
             shelf.write(disk, 6)
         else:
             kill(shelf, "before the overlay", lambda inside: inside.snapshot(disk, image_id=snapshot))
-        real(*given)  # type: ignore[arg-type]
+        real(*given)  # type: ignore[arg-type]  # whatever is given
 
     monkeypatch.setattr(filelayout.FileLayout, "allocate", late)
     assert shelf.snapshot(disk, image_id=snapshot) == snapshot
@@ -259,7 +259,7 @@ def test_failure_after_a_record_was_written_leaves_no_disk_without_its_snapshot(
     real, calls = record.update, []
 
     def told_wrong(*given: object) -> record.Record:
-        written = real(*given)  # type: ignore[arg-type]
+        written = real(*given)  # type: ignore[arg-type]  # whatever is given
         calls.append(written)
         if len(calls) == call:
             raise errors.LeaseFailed(call="release", resource="the record's lease", reason="Broken pipe", errno=32)

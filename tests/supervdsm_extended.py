@@ -65,7 +65,7 @@ def fail(call: Fail, context: settings.Settings) -> Any:
         case "shape":
             return {"done": True}
         case "member":
-            return Nothing(done="yes")  # type: ignore[arg-type]
+            return Nothing(done="yes")  # type: ignore[arg-type]  # the mistake that is tested
 
 
 worker.ROOMS |= {Hang: hang, Fail: fail}

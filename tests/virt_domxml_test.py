@@ -73,15 +73,21 @@ def test_libvirts_schema_accepts_it(wanted: dict[str, Any], domain_type: str) ->
     assert not fits_the_schema(text.replace("<vcpu>", "<vcpu colour='red'>"))
 
 
+def found(element: ET.Element, path: str) -> ET.Element:
+    """What must be there."""
+    (one,) = element.findall(path)
+    return one
+
+
 def test_the_chain_is_explicit_and_ends() -> None:
     """Records rule: libvirt and QEMU must not look into image headers (trap 42)."""
     domain = built(source("/top", "qcow2", {"path": "/mid", "format": "qcow2"}, {"path": "/base", "format": "raw"}))
     disk = domain.find("devices/disk")
     assert disk is not None
-    seen = [(disk.find("source").get("file"), disk.find("driver").get("type"))]  # type: ignore[union-attr]
+    seen = [(found(disk, "source").get("file"), found(disk, "driver").get("type"))]
     link = disk.find("backingStore")
     while link is not None and len(link):
-        seen.append((link.find("source").get("file"), link.find("format").get("type")))  # type: ignore[union-attr]
+        seen.append((found(link, "source").get("file"), found(link, "format").get("type")))
         link = link.find("backingStore")
     assert seen == [("/top", "qcow2"), ("/mid", "qcow2"), ("/base", "raw")]
     assert link is not None, "without an empty backingStore libvirt probes the last image"
@@ -110,7 +116,8 @@ def test_targets_are_named_by_bus() -> None:
 
 
 def orders(domain: ET.Element, device: str) -> list[str | None]:
-    return [None if one.find("boot") is None else one.find("boot").get("order") for one in domain.findall(device)]  # type: ignore[union-attr]
+    boots = [one.find("boot") for one in domain.findall(device)]
+    return [None if boot is None else boot.get("order") for boot in boots]
 
 
 def test_disks_boot_by_rank_then_by_position() -> None:

@@ -269,12 +269,12 @@ class HttpPeer(Peer):
     def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> http.client.HTTPResponse:
         self.connection.request(method, path, body, headers)
         response = self.connection.getresponse()
-        response.body = response.read()  # type: ignore[attr-defined]
+        response.body = response.read()  # type: ignore[attr-defined]  # ours: a response is read once
         return response
 
     def exchange(self, text: bytes, answered: bool = True) -> bytes | None:
         response = self.post(text)
-        body: bytes = response.body  # type: ignore[attr-defined]
+        body: bytes = response.body  # type: ignore[attr-defined]  # ours: a response is read once
         assert (response.status, bool(body)) in ((200, True), (204, False)), response.status
         return body or None
 

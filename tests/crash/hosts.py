@@ -182,10 +182,10 @@ class Agent:
         self.storage = storage.Storage(settings, log, host, self.jobs, helper)
         self.vms = vmjobs.VmJobs(
             settings,
-            _NoVms(),  # type: ignore[arg-type]
+            _NoVms(),  # type: ignore[arg-type]  # what little of it is asked here
             self.storage,
             self.jobs,
-            _Emulated(),  # type: ignore[arg-type]
+            _Emulated(),  # type: ignore[arg-type]  # what little of it is asked here
             lambda *_: None,
         )
 

@@ -121,7 +121,7 @@ def die_before_message(ctx: worker.Context) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         send(message)
 
-    ctx._channel.send = send_or_die  # type: ignore[method-assign]
+    ctx._channel.send = send_or_die  # type: ignore[method-assign]  # dies in the middle of it
 
 
 def adopt(ctx: worker.Context, argv: list[str]) -> None:
