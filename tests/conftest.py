@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import certificates
-from tests.until import running, until
+from tests.until import running, state, until
 from tests.wire_fixture import free_port
 from vdsm import ids, standalone
 from vdsm.client import failures, transport
@@ -143,6 +144,30 @@ def holders(stack: standalone.Stack, lease_id: str) -> list[int]:
     listing = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     lines = [line.rpartition(" p ") for line in listing.splitlines() if f":{lease_id}:" in line]
     return [int(pid) for _, _, pid in lines if pid.isdigit()]
+
+
+@contextlib.contextmanager
+def stopped_copy(stack: standalone.Stack, image_id: str) -> Iterator[int]:
+    """The pid of the qemu-img that fills the image, stopped: the copy comes to no end by itself, however fast."""
+    found: list[int] = []
+
+    def stopped() -> bool:
+        for worker in holders(stack, image_id):
+            for children in Path(f"/proc/{worker}/task").glob("*/children"):
+                for pid in map(int, children.read_text().split()):
+                    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                        # Not on the way to it: its worker would still wait for the exec, deaf to everything.
+                        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"qemu-img\0convert\0"):
+                            os.kill(pid, signal.SIGSTOP)
+                            found.append(pid)
+        return bool(found) and state(found[-1]) == "T"
+
+    until(stopped)
+    try:
+        yield found[-1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[-1], signal.SIGCONT)
 
 
 def repository(client: transport.Client, repo_id: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_stopped_worker_is_fenced_by_force_alone(
     copy = agent.call("Storage.copyImage", {"targetRepoId": repo, "imageId": source})
     images.made.append(copy["imageId"])
     lease = {"repoId": repo, "leaseId": copy["imageId"]}
-    until(lambda: images.status(copy["imageId"])["work"]["state"] == "running", 30)
+    until(lambda: images.status(copy["imageId"])["work"]["state"] == "running")
     (worker,) = conftest.holders(stack, copy["imageId"])
     os.kill(worker, signal.SIGSTOP)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests import conftest, fixes_test
-from tests.until import until
 from vdsm import standalone
 from vdsm.client import failures, transport
 
@@ -30,16 +29,17 @@ def source(shop: Shop, stack: standalone.Stack) -> Iterator[str]:
         path.unlink()
 
 
-def test_stopped_copy_is_kept_and_finished_by_a_fix(shop: Shop, agent: transport.Client, source: str) -> None:
+def test_stopped_copy_is_kept_and_finished_by_a_fix(
+    shop: Shop, agent: transport.Client, stack: standalone.Stack, source: str
+) -> None:
     before = shop.data()
     copy = agent.call("Storage.copyImage", {"targetRepoId": shop.repo_id, "imageId": source})
     target = copy["imageId"]
     shop.made.append(target)
-    until(lambda: agent.call("Host.getJobs", {"job_ids": [copy["jobId"]]})[copy["jobId"]]["stageName"] == "copy", 30)
+    with conftest.stopped_copy(stack, target):
+        agent.call("Job.stop", {"jobId": copy["jobId"]})
+        job = conftest.wait_job(agent, copy["jobId"])
 
-    agent.call("Job.stop", {"jobId": copy["jobId"]})
-
-    job = conftest.wait_job(agent, copy["jobId"])
     assert (job["status"], job["error"]["data"]["key"]) == ("aborted", "stopped")
     status = shop.status(target)
     assert (status["status"], status["last_error"]) == ("broken", "The job was stopped by its caller")

@@ -1,9 +1,6 @@
 """The agent is killed while a VM runs and a copy is under way: what must go on goes on, what ends says so."""
 
-import contextlib
-import os
 import random
-import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,7 +10,6 @@ import pytest
 
 from tests import conftest, proof
 from tests.until import running, until
-from tests.until import state as process_state
 from vdsm import record, standalone
 from vdsm.client import transport
 
@@ -47,31 +43,8 @@ def copying(client: transport.Client, stack: standalone.Stack, repo: str, images
     image_id = str(client.call("Storage.copyImage", {"targetRepoId": repo, "imageId": disk})["imageId"])
     images.made.append(image_id)
     target = slot(stack, repo, image_id)
-    until(lambda: record.read(target)["work"]["state"] == "running", 30)
+    until(lambda: record.read(target)["work"]["state"] == "running")
     return image_id
-
-
-@contextlib.contextmanager
-def stopped_tool(stack: standalone.Stack, image_id: str) -> Iterator[int]:
-    """The qemu-img that the image's worker waits for, stopped: the copy comes to no end by itself."""
-    (worker,) = conftest.holders(stack, image_id)
-
-    def stopped() -> bool:
-        for children in Path(f"/proc/{worker}/task").glob("*/children"):
-            for pid in map(int, children.read_text().split()):
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it measured, and has just ended
-                    if Path(f"/proc/{pid}/comm").read_text() == "qemu-img\n":  # and not on the way to that
-                        os.kill(pid, signal.SIGSTOP)
-                        found.append(pid)
-        return bool(found) and process_state(found[-1]) == "T"
-
-    found: list[int] = []
-    until(stopped)
-    try:
-        yield found[-1]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(found[-1], signal.SIGCONT)
 
 
 def test_killed_agent_leaves_the_vm_running_and_the_copy_interrupted(
@@ -82,11 +55,11 @@ def test_killed_agent_leaves_the_vm_running_and_the_copy_interrupted(
     before = machines.info(vm_id)
     image_id = copying(machines.client, stack, repo, images, large)
     target = slot(stack, repo, image_id)
-    with stopped_tool(stack, image_id) as tool:
+    with conftest.stopped_copy(stack, image_id) as tool:
         stack.kill_agent()
         # At once, not when the copy is over: that it never is.
-        until(lambda: record.read(target)["work"]["state"] == "interrupted", 30)
-        until(lambda: not running(tool), 30)
+        until(lambda: record.read(target)["work"]["state"] == "interrupted")
+        until(lambda: not running(tool))
         assert running(before["pid"])
 
     with conftest.serving(stack) as again:
@@ -138,5 +111,5 @@ def kill_agents(
 def wait_end(target: record.Slot) -> tuple[str, float]:
     """How the work ended, and after how many seconds."""
     began = time.monotonic()
-    until(lambda: record.read(target)["work"]["state"] in ("interrupted", "done"), 30)
+    until(lambda: record.read(target)["work"]["state"] in ("interrupted", "done"))
     return record.read(target)["work"]["state"], time.monotonic() - began
