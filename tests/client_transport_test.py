@@ -170,11 +170,11 @@ def test_what_concerns_nobody_is_ignored(tmp_path: Path) -> None:
 
 def test_a_late_answer_is_dropped_and_the_client_goes_on(agent: fake_agent.Agent, client: transport.Client) -> None:
     release = threading.Event()
-    agent.verbs["slow"] = lambda call: release.wait(10) and "late"
+    agent.verbs["slow"] = lambda call: release.wait(100) and "late"
     began = time.monotonic()
     with pytest.raises(failures.NoAnswer, match="did not answer in time"):
         client.call("slow", timeout_s=0.2)
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < 60
     release.set()
     assert client.call("Host.echo", {"message": "next"}) == "next"
 

@@ -155,7 +155,7 @@ class Tools:
 
         def stop() -> Worker:
             with prompt():
-                until(find, 30)
+                until(find)
             return caught[0]
 
         try:

@@ -23,7 +23,7 @@ FROZEN = "frozen"
 CALLERS, WRITERS = 3, 40
 WORSE = 2.0  # how much longer the slowest hundredth may take
 WRITING = ("Storage.createVirtualDisk", "Storage.removeImage")
-HEALTHY_AFTER_S = 10.0
+HEALTHY_AFTER_S = 30.0
 
 Samples = dict[str, list[float]]
 
@@ -196,12 +196,18 @@ def check_healthy(stack: standalone.Stack) -> None:
 def test_frozen_repository_is_felt_by_nobody_else(
     stack: standalone.Stack, five: Path, machines: conftest.Machines
 ) -> None:
-    figures = measure(stack, five, machines.started(), rounds=1, seconds=5.0)
-    print(figures)
+    vm_id, felt = machines.started(), list[str]()
     # A call that waits for the frozen one takes a second, or, when it writes, until the thaw; what is below speaks of a
-    # machine that is busy with the tests beside this one. `make torture` has the exact bound.
-    noise = {verb: 3.0 if verb in WRITING else 0.9 for verb in figures}
-    assert not {verb: found for verb, found in figures.items() if found.frozen > max(noise[verb], WORSE * found.free)}
+    # machine that is busy with the tests beside this one, and more of it of another moment: what waits for the frozen
+    # one does so each time. `make torture` has the exact bound.
+    for _ in range(3):
+        figures = measure(stack, five, vm_id, rounds=1, seconds=5.0)
+        print(figures)
+        noise = {verb: 3.0 if verb in WRITING else 0.9 for verb in figures}
+        felt = [verb for verb, found in figures.items() if found.frozen > max(noise[verb], WORSE * found.free)]
+        if not felt:
+            break
+    assert not felt
 
 
 @pytest.mark.torture

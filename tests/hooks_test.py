@@ -325,13 +325,13 @@ def test_an_untouched_domain_passes() -> None:
 
 def test_a_hanging_script_is_killed_at_its_deadline_with_what_it_started(scripts: Scripts, tmp_path: Path) -> None:
     """SIGTERM would not do, and neither would killing the script alone."""
-    scripts.deadlines(0.7, 60)
+    scripts.deadlines(2, 60)
     scripts.add("1", f"#!/bin/sh\ntrap '' TERM\nsleep 300 & echo $! > {tmp_path}/pid\necho waiting >&2\nwait\n")
     scripts.add("2", "#!/bin/sh\n")
     first, second = scripts.run().results
     assert (first.exit_code, first.stderr, second.problem) == (None, "waiting", None)
     assert "its deadline passed" in (first.problem or "")
-    assert 0.7 <= first.seconds < 10
+    assert 2 <= first.seconds < 60
     until(lambda: not running(int((tmp_path / "pid").read_text())))
 
 
@@ -341,7 +341,7 @@ def test_all_scripts_of_a_point_have_one_deadline(scripts: Scripts) -> None:
         scripts.add(name, "#!/bin/sh\nsleep 300\n")
     began = time.monotonic()
     killed, *others = scripts.run().results
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert "deadline" in (killed.problem or "")
     assert ["it is not run" in (other.problem or "") for other in others] == [True, True]
 
@@ -413,7 +413,7 @@ def test_the_agents_end_ends_what_runs(scripts: Scripts, tmp_path: Path) -> None
     thread.start()
     until((tmp_path / "begun").exists)
     scripts.runner.cancel()
-    thread.join(20)
+    thread.join(30)
     assert not thread.is_alive()
     assert outcomes[0].results[0].exit_code is None
 

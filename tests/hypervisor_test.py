@@ -28,7 +28,7 @@ class Link:
 @pytest.fixture
 def link() -> Iterator[Link]:
     made = Link()
-    assert made.connections.get(timeout=10) == (True, "connected")
+    assert made.connections.get(timeout=30) == (True, "connected")
     yield made
     made.libvirt.stop()
 
@@ -54,7 +54,7 @@ def test_a_domain_goes_through_its_life(link: Link, domain: str) -> None:
     link.libvirt.destroy(domain)
     assert domain not in link.libvirt.domains()
     seen = []
-    until(lambda: seen.append(link.events.get(timeout=10)) or seen[-1].kind == "stopped")
+    until(lambda: seen.append(link.events.get(timeout=30)) or seen[-1].kind == "stopped")
     kinds = [(event.kind, event.detail) for event in seen if event.vm_id == domain]
     assert kinds[-3:] == [("suspended", "paused"), ("resumed", "unpaused"), ("stopped", "destroyed")]
 
@@ -90,7 +90,7 @@ def test_calls_of_many_threads_at_once_all_get_their_answer(link: Link, domain: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert answers == [domain] * 20
 
 

@@ -579,7 +579,7 @@ def judge(content: bytes) -> imageheader.ImageHeader | str:
     fd = os.memfd_create("image")
     try:
         os.write(fd, content)
-        began = time.monotonic()
+        began = time.process_time()
         try:
             header = imageheader.read(fd)
             imageheader.check(header, header.format)
@@ -587,7 +587,7 @@ def judge(content: bytes) -> imageheader.ImageHeader | str:
         except errors.BadImageFile as error:
             return str(error)
         finally:
-            assert time.monotonic() - began < 2
+            assert time.process_time() - began < 2
     finally:
         os.close(fd)
 

@@ -23,7 +23,7 @@ class Exchange:
         self.accepts.set()
         self.answers = threading.Event()
         self.lines = lines.Lines(
-            NAME, self._connect, lambda connection: self.usable, self.open.discard, connect_s=0.2, idle=2, left=2
+            NAME, self._connect, lambda connection: self.usable, self.open.discard, connect_s=1.0, idle=2, left=2
         )
 
     def _connect(self) -> object:
@@ -33,7 +33,7 @@ class Exchange:
         self.open.add(connection)
         return connection
 
-    def call(self, action: Callable[[Any], Any] = bool, timeout_s: float | None = 5.0, **how: Any) -> Any:
+    def call(self, action: Callable[[Any], Any] = bool, timeout_s: float | None = 30.0, **how: Any) -> Any:
         return self.lines.call("a call", action, timeout_s, **how)
 
     def hang(self, **how: Any) -> None:
@@ -62,11 +62,11 @@ def test_a_line_is_used_again(exchange: Exchange) -> None:
 
 def test_calls_at_once_have_a_line_each_and_few_are_kept(exchange: Exchange) -> None:
     together = threading.Barrier(5)
-    callers = [threading.Thread(target=exchange.call, args=(lambda _: together.wait(5),)) for _ in range(5)]
+    callers = [threading.Thread(target=exchange.call, args=(lambda _: together.wait(30),)) for _ in range(5)]
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(10)
+        caller.join(60)
     assert exchange.made == 5
     until(lambda: len(threads()) == len(exchange.open) == 2)
 

@@ -46,7 +46,7 @@ def tracing(pids: list[int], log: Path) -> Iterator[Trace]:
     with subprocess.Popen([*command, *(word for pid in pids for word in ("-p", str(pid)))]) as tracer:
         try:
             told = f"TracerPid:\t{tracer.pid}"
-            until(lambda: all(told in Path(f"/proc/{pid}/status").read_text() for pid in pids), 30)
+            until(lambda: all(told in Path(f"/proc/{pid}/status").read_text() for pid in pids))
             yield Trace(log)
         finally:
             tracer.terminate()

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 
 import pytest
 
@@ -15,7 +14,7 @@ def test_ticks_at_once_and_again() -> None:
     ticker = periodic.Periodic("example", 0.01, lambda: ticks.append(threading.current_thread().name))
     ticker.start()
     until(lambda: len(ticks) >= 3)
-    assert ticker.stop(1)
+    assert ticker.stop(30)
     assert set(ticks) == {"example"}
 
 
@@ -26,15 +25,13 @@ def test_poke_brings_the_next_tick_forward() -> None:
     until(lambda: len(ticks) == 1)
     ticker.poke()
     until(lambda: len(ticks) == 2)
-    assert ticker.stop(1)
+    assert ticker.stop(30)
 
 
 def test_stop_does_not_wait_for_the_interval() -> None:
     ticker = periodic.Periodic("example", 3600, lambda: None)
     ticker.start()
-    began = time.monotonic()
-    assert ticker.stop(5)
-    assert time.monotonic() - began < 1
+    assert ticker.stop(30)
 
 
 def test_stop_before_start() -> None:
@@ -52,6 +49,6 @@ def test_a_failing_tick_is_logged_and_the_next_one_comes(caplog: pytest.LogCaptu
         ticker = periodic.Periodic("example", 0.01, fail)
         ticker.start()
         until(lambda: len(ticks) >= 2)
-        assert ticker.stop(1)
+        assert ticker.stop(30)
     assert "example failed" in caplog.text
     assert "no luck" in caplog.text

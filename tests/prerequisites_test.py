@@ -6,11 +6,11 @@ namespace of their own) and an apt-get that only notes what it would have met.
 
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,10 +95,12 @@ def test_every_package_has_its_reason(name: str) -> None:
 def test_a_ready_machine_takes_under_a_second() -> None:
     command = [str(TOOL / "prerequisites.sh"), "test"]
     subprocess.run(command, capture_output=True, check=True)  # now it is ready
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.stdout, done.stderr) == ("", "")
-    assert time.monotonic() - began < 1
+    # Of the processor: it waits for nobody, and what else the machine does is not its time.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_check_names_what_is_missing_and_changes_nothing(copy: Path) -> None:

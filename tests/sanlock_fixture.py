@@ -109,7 +109,7 @@ def running() -> Iterator[Storage]:
                 make_file(Path(place.lockspace.path), leases.LEASE_BYTES)
                 leases.write_lockspace(place.lockspace, IO_TIMEOUT_S)
                 leases.join(place.lockspace)
-                until(lambda: leases.state(place.lockspace) == "joined", 30)
+                until(lambda: leases.state(place.lockspace) == "joined")
                 yield place
             finally:
                 daemon.kill()

@@ -47,7 +47,7 @@ class SecondHost:
         self._process = subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True)
         before = self.generation
         self("join", sanlock_fixture.IO_TIMEOUT_S)
-        until(lambda: self.state == "live" and self.generation != before, 30)
+        until(lambda: self.state == "live" and self.generation != before)
 
     def stop(self) -> None:
         """Dies, as a host does that loses its power."""
@@ -135,7 +135,7 @@ class _Process:
 
     def join(self, io_timeout_s: int) -> None:
         leases.join(self._repo.lockspace(), io_timeout_s)
-        until(lambda: leases.state(self._repo.lockspace()) == "joined", 30)
+        until(lambda: leases.state(self._repo.lockspace()) == "joined")
 
     def hold(self, image_id: str) -> None:
         self.session.acquire([self._repo.slot(image_id).data_lease()], 5)

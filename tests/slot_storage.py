@@ -40,7 +40,7 @@ class SlotStorage:
         made._file("repository", leases.LEASE_BYTES)
         leases.write_lockspace(made.lockspace, IO_TIMEOUT_S)
         leases.join(made.lockspace)
-        until(lambda: leases.state(made.lockspace) == "joined", 30)
+        until(lambda: leases.state(made.lockspace) == "joined")
         return made
 
     def most_registrations(self) -> int:

@@ -336,16 +336,16 @@ def test_a_qemu_that_hangs_ages_alone_and_can_be_ended(
     def stats(vm_id: str) -> dict[str, Any]:
         return dict(client.call("VM.getStats", {"vmID": vm_id})[0])
 
-    until(lambda: stats(stuck).get("disks") and "sampleTime" in stats(fine), 20)
+    until(lambda: stats(stuck).get("disks") and "sampleTime" in stats(fine))
     figures, pid = stats(stuck)["disks"], qemu.find(stuck) or 0
     assert stats(stuck)["staleSince"] is None
     with stopped(pid), concurrent.futures.ThreadPoolExecutor(1) as caller:
         stopped_at = time.time()
-        until(lambda: stats(stuck)["staleSince"] is not None, 30)
+        until(lambda: stats(stuck)["staleSince"] is not None)
         assert stats(stuck)["staleSince"] <= stopped_at + 1
         assert stats(stuck)["disks"].keys() == figures.keys()
         after = time.time()
-        until(lambda: stats(fine)["sampleTime"] > after, 30)
+        until(lambda: stats(fine)["sampleTime"] > after)
         assert stats(fine)["staleSince"] is None
         assert {known["vmId"] for known in client.call("Host.getAllVmStats")} >= {stuck, fine}
         waiting = caller.submit(refusal, stack, "VM.pause", {"vmID": stuck})

@@ -1,5 +1,6 @@
 """Connecting repositories: what answers when, names, lockspaces, and who is in the way of a disconnect."""
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import supervdsm.client
-from tests import loopfs, storage_fixture, supervdsm_process
+from tests import loopfs, sanlock_fixture, storage_fixture, supervdsm_process
 from tests.until import until
 from vdsm import config, errors, events, ids, leases, storage
 from vdsm.jobs import pool, registry
@@ -18,16 +19,30 @@ world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fi
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service
 
 LOCAL = "localfs-1.0"
+SLOW_S = 4  # io_timeout: joining takes three times that
+DEADLINE_S = 3.0
 
 
 @pytest.fixture
 def fresh(service: Service, world: storage_fixture.World) -> Iterator[str]:
     """The name of a formatted directory that nobody has joined."""
+    with formatted(service, world, sanlock_fixture.IO_TIMEOUT_S) as name:
+        yield name
+
+
+@pytest.fixture
+def slow(service: Service, world: storage_fixture.World) -> Iterator[str]:
+    """The same, and joining it takes long enough for a test to look at that."""
+    with formatted(service, world, SLOW_S) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def formatted(service: Service, world: storage_fixture.World, io_timeout_s: int) -> Iterator[str]:
     name = f"fresh-{ids.new()[:8]}"
     place = world.directory / name
     place.mkdir()
-    parameters = {"path": str(place)}
-    service.storage._connections.format(LOCAL, parameters, 1)
+    service.storage._connections.format(LOCAL, {"path": str(place)}, io_timeout_s)
     yield name
     for found in service.storage.list_storage_repositories():
         if found["place"] == str(place):
@@ -44,13 +59,11 @@ def told(service: Service, repo_id: str) -> list[str]:
 
 
 def test_connect_answers_before_the_lockspace_is_joined(
-    service: Service, world: storage_fixture.World, fresh: str
+    service: Service, world: storage_fixture.World, slow: str
 ) -> None:
-    began = time.monotonic()
-    answer = connect(service, world, fresh, "new")
-    assert time.monotonic() - began < 1.0
+    answer = connect(service, world, slow, "new")
     assert (answer["state"], answer["repo_format"]) == ("joining", LOCAL)
-    assert 0 < answer["seconds_left"] <= 3  # type: ignore[operator]
+    assert 0 < float(str(answer["seconds_left"])) <= 3 * SLOW_S
 
     assert service.storage.list_images("new") == [], "reads work"
     gate = service.storage.gate(["new"])
@@ -59,7 +72,7 @@ def test_connect_answers_before_the_lockspace_is_joined(
     began = time.monotonic()
     with pytest.raises(errors.LeaseNotReady) as refused:
         service.storage.create_virtual_disk("new", 4096)
-    assert 1.5 < time.monotonic() - began < 3.0, "writes wait, and then say so"
+    assert time.monotonic() - began > 1.5, "writes wait, and then say so"
     assert refused.value.facts["repo_id"] == "new"
 
     until(lambda: service.repository("new")["state"] == "joined")
@@ -182,7 +195,15 @@ def test_lockspace_that_was_lost_is_joined_again(
     space = leases.Lockspace(name, str(world.directory / fresh / "repository"), 0, 1)
     leases.leave(space)
     until(lambda: service.repository("lost")["state"] != "joined")
-    until(lambda: service.repository("lost")["state"] == "joined", 12)
+    until(lambda: service.repository("lost")["state"] == "joined", 60)
+    assert renewed_by(service, "lost") == "io_timeout=1"
+
+
+def renewed_by(service: Service, repo_id: str) -> str:
+    """What sanlock says of the time-out by which it renews the host id."""
+    told = subprocess.run(["sanlock", "client", "status", "-D"], capture_output=True, text=True, check=True).stdout
+    of_lockspace = told.partition(f"s {service.repository(repo_id)['name']}:")[2].split("\ns ")[0]
+    return next(word for word in of_lockspace.split() if word.startswith("io_timeout="))
 
 
 def test_host_id_of_another_host_is_refused_by_name(tmp_path: Path, world: storage_fixture.World) -> None:
@@ -206,7 +227,7 @@ def test_hanging_place_is_probed_by_few_and_connects_later(
     with loopfs.mounted(64 << 20) as place:
         settings = config.Config(
             host=service.settings.host,
-            storage=config.Storage(localfs_dirs=(str(place.parent),), io_children=2, io_deadline_s=1.0),
+            storage=config.Storage(localfs_dirs=(str(place.parent),), io_children=2, io_deadline_s=DEADLINE_S),
         )
         connections = storage.connected.Connections(settings, events.EventLog(), service.server)
         parameters = {"path": str(place)}
@@ -217,9 +238,9 @@ def test_hanging_place_is_probed_by_few_and_connects_later(
         began = time.monotonic()
         with pytest.raises(errors.RepositoryStuck):
             connections.format(LOCAL, parameters, 1)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < DEADLINE_S, "refused at once, not at its deadline"
         loopfs.thaw(place)
-        until(lambda: _formats(connections, parameters), 20)
+        until(lambda: _formats(connections, parameters))
         connections.stop()
 
 
@@ -266,9 +287,7 @@ def test_lockspace_is_renewed_with_the_time_out_it_was_made_with(
     """sanlock's own default is 10 s: a host that joined by that would be watched for ten times as long (trap 53)."""
     connect(service, world, fresh, "timed")
     until(lambda: service.repository("timed")["state"] == "joined")
-    told = subprocess.run(["sanlock", "client", "status", "-D"], capture_output=True, text=True, check=True).stdout
-    lockspaces_told = told.partition(f"s {service.repository('timed')['name']}:")[2]
-    assert "io_timeout=1" in lockspaces_told.split("\ns ")[0].split()
+    assert renewed_by(service, "timed") == "io_timeout=1"
 
 
 def test_children_that_may_be_registered_are_counted(

@@ -174,7 +174,7 @@ def halted(
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """A copy to the other repository whose worker stands still at the stage: (what was begun, its pid)."""
     begun = service.storage.copy_image("other", disk, options={"strategy": "performance"})
-    until(lambda: service.jobs.get(begun["job_id"])["stage_name"] in (stage, "copy"), 20)
+    until(lambda: service.jobs.get(begun["job_id"])["stage_name"] in (stage, "copy"))
     (worker,) = leases.local_pids(world.other.slot(begun["image_id"]).data_lease())
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -220,7 +220,7 @@ def test_aborted_copy_leaves_nothing(
 ) -> None:
     before, content = shelf.image(large), shelf.data(large).stat().st_mtime_ns
     begun = service.storage.copy_image("other", large, options={"strategy": random.choice(["space", "performance"])})
-    until(lambda: (service.jobs.get(begun["job_id"])["progress"] or 0) >= moment * 12 or moment == 0, 20)
+    until(lambda: (service.jobs.get(begun["job_id"])["progress"] or 0) >= moment * 12 or moment == 0)
     service.jobs.abort(begun["job_id"])
     info = service.jobs.wait(begun["job_id"], 30)
     if info["status"] == "done":  # it was writing its result already

@@ -396,7 +396,7 @@ def test_difference_that_ends_half_way_leaves_the_base_whole(
     disk, base = large
     content = whole(other, base)
     begun = service.storage.copy_image("other", disk, base_image_id=base)
-    until(lambda: service.jobs.get(begun["job_id"])["stage_name"] == "copy", 20)
+    until(lambda: service.jobs.get(begun["job_id"])["stage_name"] == "copy")
     if end == "killed":
         (worker,) = leases.local_pids(other.repo.slot(begun["image_id"]).data_lease())
         os.kill(worker, signal.SIGKILL)

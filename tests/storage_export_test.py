@@ -120,7 +120,7 @@ def test_file_that_came_meanwhile_stays(place: Path) -> None:
             check_free(overwrite=overwrite)
             path.write_text("precious")
 
-        file.check_free = late  # type: ignore[method-assign]
+        file.check_free = late  # type: ignore[method-assign]  # one step of this one object
         with pytest.raises(errors.HostFileExists):
             file.publish(overwrite=False)
         file.discard()
@@ -193,7 +193,7 @@ def large(shelf: Shelf) -> str:
 def halted(service: Service, place: Path, disk: str) -> Iterator[tuple[str, int]]:
     """An export that stands still while it writes: (its job, its worker)."""
     job_id = export(service, disk, place / "out")
-    until(lambda: any(path.name.startswith(".") for path in place.iterdir()), 20)
+    until(lambda: any(path.name.startswith(".") for path in place.iterdir()))
     (worker,) = [pid for pid in children(service.server.pid) if f"{job_id}.part" in open_files(pid)]
     os.kill(worker, signal.SIGSTOP)
     try:

@@ -104,7 +104,7 @@ def test_failing_host_is_waited_for_outside_sanlock(
     target, disk = begun(other), shelf.disk()
     other("claim", target)
     with other.silent():
-        until(lambda: other.state == "failing", 30)
+        until(lambda: other.state == "failing")
         assert verdict(service, target)["state"] == "unknown"
         assert service.storage.get_image_status("main", target["image_id"])["work"]["state"] == "running"
         began = time.monotonic()
@@ -115,7 +115,7 @@ def test_failing_host_is_waited_for_outside_sanlock(
             session.acquire([shelf.repo.slot(target["image_id"]).data_lease()], 0.5)
         with leases.Session() as session, session.holding([shelf.repo.slot(disk).data_lease()], 1):
             pass
-        assert time.monotonic() - began < 10, "sanlock waits for about a minute"
+        assert time.monotonic() - began < 40, "sanlock waits for about a minute"
     until(other.ended)  # its sanlock found that it had come too late
     assert shelf.image(target["image_id"])["generation"] == 0
 

@@ -48,7 +48,7 @@ class World:
         self.import_dir.mkdir()
         self.export_dir.mkdir()
         self.main, self.other = (self._made(name) for name in ("main", "other"))
-        until(lambda: all(leases.state(repo.lockspace()) == "joined" for repo in (self.main, self.other)), 30)
+        until(lambda: all(leases.state(repo.lockspace()) == "joined" for repo in (self.main, self.other)))
 
     def _made(self, name: str) -> repository.Repository:
         place = self.directory / name

@@ -22,7 +22,7 @@ def small(world: storage_fixture.World) -> Iterator[repository.Repository]:
         repo = formats.open(storage_fixture.describe(place, "small"))
         repo.format_(1)
         leases.join(repo.lockspace(), 1)
-        until(lambda: leases.state(repo.lockspace()) == "joined", 30)
+        until(lambda: leases.state(repo.lockspace()) == "joined")
         try:
             yield repo
         finally:

@@ -27,7 +27,7 @@ LENGTH = struct.Struct("!I")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the root helper needs root: run the tests as root")
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
+def until(true: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     """Polls until `true()` is, and returns it."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

@@ -5,12 +5,12 @@ import contextlib
 import datetime
 import json
 import os
+import select
 import signal
 import socket
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -196,23 +196,23 @@ def test_a_caller_that_goes_away_still_has_its_line(helper: processes.Process) -
 
 
 def test_slow_senders_hold_up_nobody() -> None:
-    with processes.running(processes.extended(session={"READ_S": 1.0})) as helper, contextlib.ExitStack() as opened:
+    with processes.running(processes.extended(session={"READ_S": 5.0})) as helper, contextlib.ExitStack() as opened:
         slow = [opened.enter_context(processes.connect(helper.socket)) for _ in range(20)]
         for link in slow:
             link.sendall(b"\0\0")
-        started = time.monotonic()
         assert "result" in processes.call(helper.socket, "GetHardwareInfo")
-        assert time.monotonic() - started < 1.0
+        assert select.select(slow, [], [], 0)[0] == [], "answered before any of them was given up"
         # A byte now and then does not buy more time.
+        slow[0].send(b"\1\0")  # a call of 256 bytes
         trickled = 0
-        with contextlib.suppress(BrokenPipeError):
-            while trickled < 100:
-                slow[0].send(b"\0")
+        with contextlib.suppress(ConnectionError):
+            while trickled < 250:
+                slow[0].send(b" ")
                 trickled += 1
                 threading.Event().wait(0.1)
-        assert trickled < 20
+        assert trickled < 250
         for link in slow[1:]:
-            assert processes.reply(link) == processes.error("refused", "no whole call within 1 s")
+            assert processes.reply(link) == processes.error("refused", "no whole call within 5 s")
 
 
 # -- how calls end ---------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_hanging_call_is_killed_at_its_deadline_and_stops_nobody() -> None:
         quick, hung = helper.lines()
         assert (quick["call"], hung["call"], hung["outcome"]) == ("GetHardwareInfo", "Hang", "deadline")
         assert hung["arguments"] == {"pid_file": str(helper.place / "hang")}
-        assert 2000 <= hung["ms"] < 5000
+        assert hung["ms"] >= 2000
 
 
 def test_calls_over_the_limit_are_refused_and_audited() -> None:

@@ -372,7 +372,7 @@ def test_a_request_that_is_not_taken_ends_at_its_deadline(tmp_path: Path) -> Non
             pytest.raises(failures.NoAnswer),
         ):
             sending.send(bytes(64 << 20), time.monotonic() + 0.5)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         done.set()
         reading.join(10)
 

