@@ -98,6 +98,20 @@ def test_killed_formatter_leaves_an_empty_place(place: Path, step: str) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["data", "images", "repository", "vms"]
 
 
+def test_formatter_killed_behind_its_last_step_leaves_a_name_that_the_next_one_takes_away(place: Path) -> None:
+    def act() -> None:
+        storage_fixture.dies_before(filelayout.FileLayout, "_unlink_made")
+        opened(place).format_(1)
+
+    storage_fixture.killed(act)
+    (place / ".repository.of another").touch()
+    header = opened(place).header()
+    with pytest.raises(errors.NotEmpty):
+        opened(place).format_(1)
+    assert opened(place).header() == header
+    assert {path.name for path in place.glob(".*")} == {".repository.of another"}
+
+
 def test_of_two_formatters_one_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, winner = os.link, opened(place)
 

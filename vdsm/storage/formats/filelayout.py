@@ -63,8 +63,13 @@ class FileLayout(repository.Repository):
 
     def format_(self, io_timeout_s: int) -> record.Record:
         """See `Repository.format_`. The header's file is made under a name of its own and linked to its place last:
-        a crash before that leaves a place that counts as empty."""
-        self._check_empty()
+        a crash before that leaves a place that counts as empty; one after it, a second name of the header, which the
+        next one who is refused takes away."""
+        try:
+            self._check_empty()
+        except errors.NotEmpty:
+            self._unlink_made(Path(self.place, _HEADER))
+            raise
         self.name = ids.new()
         made = Path(self.place, f".{_HEADER}.{self.name}")
         try:
@@ -75,10 +80,16 @@ class FileLayout(repository.Repository):
         except (FileExistsError, FileNotFoundError) as error:  # another's header is there, or has tidied ours away
             raise errors.NotEmpty(place=self.place, reason="it was formatted at the same time") from error
         finally:
-            for left in Path(self.place).glob(f".{_HEADER}.*"):
-                left.unlink()
+            self._unlink_made()
             _flush(self.place)
         return header
+
+    def _unlink_made(self, header: Path | None = None) -> None:
+        """Takes away what was made under names of its own: all of it, or only names of `header`."""
+        for left in Path(self.place).glob(f".{_HEADER}.*"):
+            with contextlib.suppress(FileNotFoundError):  # another formatter was quicker
+                if header is None or left.samefile(header):
+                    left.unlink()
 
     def _check_empty(self) -> None:
         try:
