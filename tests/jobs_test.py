@@ -413,6 +413,25 @@ def test_a_worker_that_ignores_its_abort_is_killed_and_concluded(server: forkser
         assert not it.leftover
 
 
+def test_an_abort_that_nobody_could_conclude_is_told_with_an_error(
+    server: forkserver.ForkServer, probe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its caller would take for gone what is still there."""
+    it = probe(["pause", "deaf"])
+
+    def refuses(*_: object, **__: object) -> None:
+        raise errors.Unexpected(reason="no memory")
+
+    with jobs_fixture.hosting(server, abort_grace_s=0.2) as host:
+        host.jobs.add(it.request)
+        it.reached("deaf")
+        monkeypatch.setattr(server, "spawn", refuses)  # no server refuses on request
+        host.jobs.abort(it.job_id)
+        ended = host.end(it)
+    assert (ended["status"], ended["error"]["data"]["key"]) == ("aborted", "worker_died")
+    assert it.work["state"] == "running"
+
+
 STOPS: dict[str, tuple[list[list[Any]], list[str]]] = {
     "in its work": ([["loop"]], ["run", "loop", "undo"]),
     "deaf, so it is killed": ([["pause", "deaf"]], ["run", "deaf", "undo"]),

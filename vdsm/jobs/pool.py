@@ -266,7 +266,8 @@ class Pool:
     def _conclude(self, entry: _Entry) -> bool:
         """Lets a short worker end the work; False while processes of the dead one are left.
 
-        When that fails too, the job ends by the verdict, and its record tells whoever looks that nobody works on it.
+        When that fails too, the job ends by the verdict, with an error also when it was aborted, and its record tells
+        whoever looks that nobody works on it.
         """
         assert entry.verdict is not None
         if entry.child is not None:
@@ -275,10 +276,11 @@ class Pool:
                 return False
             entry.child.close()
             entry.child = None
-        outcome = entry.verdict
+        status, why = entry.verdict
+        outcome: Outcome = status, why or errors.WorkerDied(how="while it took the work back").to_wire()
         try:
             with self._server.spawn(TARGET, self._order(entry)) as child:
-                outcome = self._hear_out(child) or entry.verdict
+                outcome = self._hear_out(child) or outcome
                 _see_off(child)
         except errors.VdsmError as error:
             _log.error("no worker to conclude with: %s", error)
