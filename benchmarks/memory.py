@@ -13,8 +13,9 @@ from vdsm import standalone
 from vdsm.client import transport
 from vdsm.standalone import daemons
 
+# `import pydantic` loads most of the library only when it is first used, as every agent does: hence `.main`.
 DEPENDENCIES = """
-import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic, sanlock
+import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic.main, sanlock, uvloop
 print(flush=True)
 sys.stdin.read()
 """
