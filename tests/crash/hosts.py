@@ -8,13 +8,14 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import supervdsm.client
+from supervdsm import contract
 from tests import storage_fixture, until
 from tests.crash import child, tracing
 from vdsm import config, errors, events, forkserver, storage
@@ -32,7 +33,8 @@ class Plan:
 
     `victim` is the one process or tool that gets `effect`, an injection; None: all are traced and nothing is injected.
     `host_dies`: when the victim has died nobody is left to do anything about it. `deadly`: who started a tool dies with
-    it. `wound`: the number of a tool that is killed with who started it, besides all else.
+    it. `wound`: the number of a tool that is killed with who started it, besides all else; `hang`: of one that does not
+    end when it has done its work.
     """
 
     victim: str | None = None
@@ -40,6 +42,7 @@ class Plan:
     host_dies: bool = True
     deadly: bool = True
     wound: int | None = None
+    hang: int | None = None
     spawned: Counter[str] = field(default_factory=Counter)
     pids: dict[str, int] = field(default_factory=dict)
 
@@ -70,7 +73,7 @@ class Host(forkserver.ForkServer):
     @contextlib.contextmanager
     def planned(self, plan: Plan) -> Iterator[Plan]:
         """Inside the block children are traced as planned; at its end all traced ones and their tracers are gone."""
-        for old in (*self.directory.glob("*.log"), self.directory / "calls"):
+        for old in (*self.directory.glob("*.log"), self.directory / "calls", self.directory / "hanging"):
             if old.name != "children.log":
                 old.unlink(missing_ok=True)
         (self.directory / "plan").write_text(_tool_plan(plan))
@@ -81,6 +84,10 @@ class Host(forkserver.ForkServer):
             self.plan = None
             (self.directory / "plan").unlink(missing_ok=True)
             self._tracers.close()
+
+    def hangs(self) -> bool:
+        """Whether a tool has done its work and does not end, as planned."""
+        return (self.directory / "hanging").exists()
 
     def log(self, process: str) -> Path:
         return self.directory / f"{process}.log"
@@ -113,7 +120,9 @@ class Host(forkserver.ForkServer):
         process = f"{role}-{self.plan.spawned[role]}"
         self._refuse_after_death(self.plan, role)
         if self.plan.victim not in (None, process):
-            return super().spawn(target, argument, fds=fds)
+            free = super().spawn(target, argument, fds=fds)
+            self.plan.pids[process] = free.pid
+            return free
         held = super().spawn(child.TARGET, {"target": target, "argument": argument}, fds=fds)
         self.plan.pids[process] = held.pid
         self._tracers.enter_context(tracing.attached(held.pid, self.log(process), self.plan.effect))
@@ -139,6 +148,7 @@ def _tool_plan(plan: Plan) -> str:
         "tracer": " ".join(tracing.options()),
         "deadly": int(plan.deadly),
         "wound": plan.wound or 0,
+        "hang": plan.hang or 0,
     }
     return "".join(f"{name}='{value}'\n" for name, value in told.items())
 
@@ -161,6 +171,13 @@ class _Emulated:
         return "qemu"
 
 
+class _Helper:
+    """Root's: the directory for a new repository is there."""
+
+    def call(self, call: object) -> None:
+        assert isinstance(call, contract.PrepareDirectory), call
+
+
 class Agent:
     """A host's agent from its start: the two repositories of `world` connected, no job known."""
 
@@ -171,15 +188,17 @@ class Agent:
             host=config.Host(id=1, name=storage_fixture.HOST_NAME),
             paths=config.Paths(tmp_dir=str(host.directory)),
             storage=config.Storage(
-                localfs_dirs=(str(world.directory),), import_dirs=(str(world.import_dir),), io_deadline_s=60.0
+                localfs_dirs=(str(world.directory),),
+                import_dirs=(str(world.import_dir),),
+                export_dirs=(str(world.export_dir),),
+                io_deadline_s=60.0,
             ),
             sanlock=config.Sanlock(run_dir=str(world.run_dir)),
         )
         log = events.EventLog()
         self.pool = pool.Pool(host, workers=2, lease_wait_s=2.0)
         self.jobs = registry.Registry(self.pool, log)
-        helper = supervdsm.client.Helper(str(world.directory / "no helper"))
-        self.storage = storage.Storage(settings, log, host, self.jobs, helper)
+        self.storage = storage.Storage(settings, log, host, self.jobs, _Helper())  # type: ignore[arg-type]
         self.vms = vmjobs.VmJobs(
             settings,
             _NoVms(),  # type: ignore[arg-type]  # what little of it is asked here
@@ -195,14 +214,16 @@ class Agent:
         self.pool.start()
         try:
             with concurrent.futures.ThreadPoolExecutor() as at_once:
-                list(at_once.map(self._connect, ("main", "other")))
+                list(at_once.map(self.connect, ("main", "other")))
             yield self
         finally:
             assert self.pool.stop(30)
             self.storage.stop()
 
-    def _connect(self, name: str) -> None:
+    def connect(self, name: str) -> None:
+        """Returns when the repository is joined."""
         self.storage.connect_storage_repository(name, "localfs-1.0", {"path": str(self.world.directory / name)})
+        until.until(lambda: self.storage.gate([name])() is None, 30)  # asks no child: the verb's are the first ones
 
     def ended(self, job_id: str | None) -> None:
         """Waits for the job; raises `Failed` when it has not done its work."""
@@ -212,6 +233,24 @@ class Agent:
         assert info["ended"], info
         if info["status"] != "done":
             raise Failed(info)
+
+    def aborted(self, job_id: str, *, stop: bool = False, dies: bool = False) -> None:
+        """Aborts the job when a tool of it hangs; raises `Failed` when that has not taken its work away.
+
+        `dies`: its worker never hears of it, so that another one has to conclude.
+        """
+        until.until(lambda: self.host.hangs() or self.jobs.wait(job_id, 0)["ended"], 30)
+        pids = self.host.plan.pids if self.host.plan is not None and dies else {}
+        workers = [pid for process, pid in pids.items() if process.rpartition("-")[0] not in ("main", "other")]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in workers:
+                os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                self.jobs.abort(job_id, stop=stop)
+        info: job.Info = self.jobs.wait(job_id, self.host.job_s)
+        ended = Failed(info)
+        if info["status"] != "aborted" or ended.key != (errors.Stopped.key if stop else None):
+            raise ended
 
     def settle(self) -> None:
         """Returns when no job is under way."""

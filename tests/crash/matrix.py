@@ -5,7 +5,7 @@
 
 The judge knows two states: what callers had before the verb, and what they have when it is run without any injection.
 Whatever happened must end in one of them, whole; in the second one if the verb said that it was done. Nothing else may
-be left in the repositories, and they must work.
+be left in the repositories, and they must work. (The end of another verb, an abort, may also end as that one does.)
 """
 
 import contextlib
@@ -29,7 +29,8 @@ WORKER = "kill-worker"  # a job's worker dies, the agent lives and sees to it
 TOOL = "kill-tool"  # a tool dies, whoever started it lives
 TORN = "kill-torn"  # as `kill`, in the middle of writing a record: half of it is there
 
-_SLOTS = ("/images/", "/vms/")
+_SLOTS = ("/images/", "/vms/", "/.repository")
+_CALLED = (*scenes.PLACES, scenes.FRESH)  # whose children do what a call asks for
 
 
 class Case(NamedTuple):
@@ -43,10 +44,12 @@ class Case(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A verb's run without any injection: what it began with, what it made, its steps in each process."""
+    """A verb's run without any injection: what it began with, what it made, its steps in each process. `at_once`: what
+    its `tells` told before and after it."""
 
     scene: scenes.Scene
     after: dict[str, Any]
+    at_once: tuple[Any, Any]
     steps: dict[str, list[tracing.Step]]
 
 
@@ -59,7 +62,7 @@ class Ground:
         self._kept = kept
         self._scenes: dict[scenes.Build | verbs.Interrupted, scenes.Scene] = {}
         self._recordings: dict[str, Recording] = {}
-        self._places = {f"{world.directory / name}/": f"{name}/" for name in scenes.PLACES}
+        self._places = {str(world.directory / name): name for name in (*_CALLED, scenes.EXPORT)}
 
     def run_before(self, case: Case) -> list[str]:
         """As `run`, for a verb that ends in another state each time, killed when it could not have come so far."""
@@ -67,7 +70,7 @@ class Ground:
         outcome = self._act(case.verb, scene, _plan(case))
         if outcome is None:
             return ["the step was not met"]
-        return self._judge(scene.before, scene.before, outcome)
+        return self._judge([scene.before], outcome)
 
     def recording(self, verb: str) -> Recording:
         if verb not in self._recordings:
@@ -75,45 +78,55 @@ class Ground:
         return self._recordings[verb]
 
     def _record(self, verb: str) -> Recording:
-        scene = self.scene(verbs.VERBS[verb].scene)
-        plan = hosts.Plan(wound=verbs.VERBS[verb].wound, host_dies=False)
+        known = verbs.VERBS[verb]
+        scene = self.scene(known.scene)
+        scene.lay_out(self.world)
+        at_first = known.tells(self.world, scene.ids)
+        plan = hosts.Plan(wound=known.wound, hang=known.hang, host_dies=False)
         outcome = self._act(verb, scene, plan)
         assert plan.wound or outcome is None, f"{verb} failed without any injection: {outcome}"
+        at_once = known.tells(self.world, scene.ids)
         logs = {process: self.host.log(process) for process in self.host.processes()}
         steps = {process: tracing.steps(log, self._places) for process, log in logs.items()}
-        wrong = self._recover()
-        assert wrong == [], wrong
-        assert scenes.strays(self.world) == [], f"{verb} leaves these behind"
-        return Recording(scene, scenes.state(self.world), steps)
+        wrong = self._recover() + scenes.strays(self.world) + scenes.hidden(self.world)
+        assert wrong == [], f"{verb}: {wrong}"
+        return Recording(scene, scenes.state(self.world), (at_first, at_once), steps)
 
     def scene(self, wanted: scenes.Build | verbs.Interrupted) -> scenes.Scene:
         if wanted not in self._scenes:
             names = self._interrupt(wanted) if isinstance(wanted, verbs.Interrupted) else self._build(wanted)
             made = scenes.Scene(self._kept / str(len(self._scenes)), names)
             made.keep(self.world)
+            if isinstance(wanted, verbs.Interrupted):  # whoever does nothing now finds it mended
+                wrong = self._recover()
+                assert wrong == [], f"{wanted}: {wrong}"
+                made.before = scenes.state(self.world)
             self._scenes[wanted] = made
         return self._scenes[wanted]
 
     def _build(self, build: scenes.Build) -> dict[str, Any]:
-        self.world.empty()
+        scenes.empty(self.world)
         with self._agent() as agent:
-            return {**build(scenes.Builder(agent)), "new": ids.new(), "newer": ids.new()}
+            return {**build(scenes.Builder(agent)), "new": ids.new(), "newer": ids.new(), "job": ids.new()}
 
     def _interrupt(self, wanted: verbs.Interrupted) -> dict[str, Any]:
         scene = self.scene(verbs.VERBS[wanted.verb].scene)
         call, _, number = wanted.step.partition("#")
         step = tracing.Step(call, int(number), "to be interrupted")
-        outcome = self._act(wanted.verb, scene, _plan(Case(wanted.verb, wanted.process, step, HOST)))
-        assert outcome is not None, f"{wanted} was not interrupted"
+        case = Case(wanted.verb, wanted.process, step, wanted.kind)
+        self._act(wanted.verb, scene, _plan(case))
+        met = tracing.met(self.host.log(case.process), tracing.fails(case.kind))
+        assert met, f"{wanted} was not interrupted"
         return scene.ids
 
     def cases(self, verb: str) -> list[Case]:
-        """All of a verb, in the order of its steps."""
+        """All of a verb, in the order of its steps; when it is the end of another one, those since a tool has hung."""
+        known = verbs.VERBS[verb]
         return [
             Case(verb, process, step, kind)
             for process, steps in self.recording(verb).steps.items()
-            if not verbs.VERBS[verb].only or process.startswith(verbs.VERBS[verb].only)
-            for step in steps
+            if not known.only or process.startswith(known.only)
+            for step in (_since_tools(steps) if known.hang and known.only != "conclude" else steps)
             if step.changes or not process.startswith("tool-")
             for kind in _kinds(process, step)
         ]
@@ -133,10 +146,33 @@ class Ground:
             tracing.tear(log)
         unnamed = tracing.fails(case.kind) and getattr(outcome, "key", None) == "unexpected"
         wrong = [f"a failure without a name: {outcome}"] if unnamed else []
-        return wrong + self._judge(recording.scene.before, recording.after, outcome)
+        return wrong + self._judge_case(case, recording, outcome)
 
-    def run_full(self, verb: str, free_bytes: int) -> list[str]:
-        """What is wrong when the verb is run with no more than that free, in words.
+    def _judge_case(self, case: Case, recording: Recording, outcome: BaseException | None) -> list[str]:
+        known, dead = verbs.VERBS[case.verb], case.kind in (HOST, TORN)
+        told = known.tells(self.world, recording.scene.ids)
+        wrong = [f"it is at once {told}, not {recording.at_once}"] if told not in recording.at_once else []
+        if outcome is None and told != recording.at_once[1]:
+            wrong.append(f"it is at once {told}, and said to be done")
+        other = [self.recording(known.or_else).after] if known.or_else else []
+        wrong += self._judge([recording.scene.before, *other, recording.after], outcome)
+        undone = not dead and not case.step.call.startswith("unlink") and not case.process.startswith("conclude")
+        wrong += scenes.hidden(self.world) if undone else []
+        return wrong + (self._ask_again(case.verb, recording) if known.again else [])
+
+    def _ask_again(self, verb: str, recording: Recording) -> list[str]:
+        """What is wrong after the same request has come again: it does what is still to be done."""
+        done = scenes.state(self.world) == recording.after
+        outcome = self._run(verb, recording.scene, None, bool)
+        wrong = [] if outcome is None or done else [f"the same request again: {outcome}"]
+        state = scenes.state(self.world)
+        if state != recording.after:
+            wrong += ["not as it should be after the same request again:", *_difference(state, recording.after)]
+        return wrong + scenes.hidden(self.world)
+
+    def run_full(self, verb: str, free_bytes: int) -> tuple[list[str], bool]:
+        """(what is wrong when the verb is run with no more than that free, in words; whether space was what it failed
+        for).
 
         As long as there is no space, the records tell the truth, and an image that the verb has nothing to do with is
         removed.
@@ -156,7 +192,8 @@ class Ground:
         recording.scene.lay_out(self.world)
         with loopfs.filled(self.world.directory, free_bytes):
             outcome = self._run(verb, recording.scene, hosts.Plan("nothing", host_dies=False), remove)
-        return wrong + self._judge(_without(before, spare), _without(after, spare), outcome)
+        wrong += self._judge([_without(before, spare), _without(after, spare)], outcome)
+        return wrong, getattr(outcome, "key", None) == errors.RepositoryFull.key
 
     def _act(self, verb: str, scene: scenes.Scene, plan: hosts.Plan) -> BaseException | None:
         """Runs the verb in its scene; how it failed. Nothing of it runs any more then."""
@@ -164,9 +201,9 @@ class Ground:
         return self._run(verb, scene, plan, bool)
 
     def _run(
-        self, verb: str, scene: scenes.Scene, plan: hosts.Plan, then: Callable[[hosts.Agent], object]
+        self, verb: str, scene: scenes.Scene, plan: hosts.Plan | None, then: Callable[[hosts.Agent], object]
     ) -> BaseException | None:
-        with self._agent() as agent, self.host.planned(plan):
+        with self._agent() as agent, self.host.planned(plan) if plan else contextlib.nullcontext():
             try:
                 verbs.VERBS[verb].act(agent, scene.ids)
             except (errors.VdsmError, hosts.Failed) as failure:
@@ -192,19 +229,18 @@ class Ground:
             except (errors.VdsmError, hosts.Failed) as error:
                 wrong = [f"fixing failed: {error!r}"]
             try:
-                for place in scenes.PLACES:
-                    made = agent.storage.create_virtual_disk(place, 1 << 16)["image_id"]
-                    agent.storage.remove_image(place, made)
+                list(recovery.everywhere(lambda place: _try_out(agent, place)))
             except errors.VdsmError as error:
                 wrong.append(f"the repositories do not work any more: {error!r}")
             return wrong
 
-    def _judge(self, before: dict[str, Any], after: dict[str, Any], outcome: BaseException | None) -> list[str]:
+    def _judge(self, states: list[dict[str, Any]], outcome: BaseException | None) -> list[str]:
+        """The last of `states` is what the verb makes."""
         wrong = [*scenes.unguarded(self.world), *self._recover()]
         state = scenes.state(self.world)
-        allowed = [after] if outcome is None else [before, after]
+        allowed = states[-1:] if outcome is None else states
         if state not in allowed:
-            wrong.append(f"neither as before nor as after, with the outcome {outcome!r}:")
+            wrong.append(f"in none of the states it may be in, with the outcome {outcome!r}:")
             wrong += _difference(state, *allowed)
         return wrong + scenes.strays(self.world) + self._leases()
 
@@ -213,6 +249,10 @@ class Ground:
         """Leases that somebody still holds although nobody is left."""
         held = subprocess.run(["sanlock", "client", "status"], capture_output=True, text=True, check=True).stdout
         return [f"a lease is still held: {line}" for line in held.splitlines() if line.startswith("r ")]
+
+
+def _try_out(agent: hosts.Agent, place: str) -> None:
+    agent.storage.remove_image(place, agent.storage.create_virtual_disk(place, 1 << 16)["image_id"])
 
 
 def _without(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -224,13 +264,20 @@ def _plan(case: Case) -> hosts.Plan:
         case.process,
         tracing.injection(case.step, case.kind),
         wound=verbs.VERBS[case.verb].wound,
+        hang=verbs.VERBS[case.verb].hang,
         host_dies=case.kind in (HOST, TORN),
         deadly=case.kind in (HOST, WORKER),
     )
 
 
+def _since_tools(steps: list[tracing.Step]) -> list[tracing.Step]:
+    """What a process does when it has started its last tool."""
+    starts = [number for number, step in enumerate(steps) if step.call in tracing.STARTING]
+    return steps[starts[-1] + 1 :] if starts else []
+
+
 def _kinds(process: str, step: tracing.Step) -> list[str]:
-    tool, place = process.startswith("tool-"), process.rpartition("-")[0] in scenes.PLACES
+    tool, place = process.startswith("tool-"), process.rpartition("-")[0] in _CALLED
     deaths = [HOST]
     if tool:
         deaths += [TOOL, WORKER]
@@ -249,7 +296,8 @@ def _kinds(process: str, step: tracing.Step) -> list[str]:
 def _difference(state: dict[str, Any], *allowed: dict[str, Any]) -> list[str]:
     """Where the state differs from each of the allowed ones."""
     told = []
-    for name, wanted in zip(("before" if len(allowed) > 1 else "after", "after"), allowed, strict=False):
+    names = [*("before", "or")[: len(allowed) - 1], "after"]
+    for name, wanted in zip(names, allowed, strict=True):
         for place in wanted:
             for image_id in sorted(state[place].keys() | wanted[place].keys()):
                 found, expected = state[place].get(image_id), wanted[place].get(image_id)

@@ -16,6 +16,9 @@ _RECORD_OFFSET = 2 << 20
 _HEAD = struct.Struct("<8sQII32s")
 _OPEN = ("queued", "running", "committing", "interrupted")
 
+_LEADER = struct.Struct("<IIII QQQQQ 48s 48s")  # sanlock's: magic, ..., names of lockspace and resource
+_LOCKSPACE, _RESOURCE = 0x12212010, 0x06152010
+
 _known: dict[str, str] = {}  # digest of a chain's files: digest of what they show
 
 
@@ -89,7 +92,7 @@ def content(place: Path, image: Record, images: dict[str, Record]) -> str:
     return _known[digest.hexdigest()]
 
 
-def _converted(source: str, size_bytes: int) -> str:
+def _converted(source: str, size_bytes: int | None = None) -> str:
     with tempfile.NamedTemporaryFile() as raw:
         done = subprocess.run(
             ["qemu-img", "convert", "-O", "raw", source, raw.name], capture_output=True, text=True, check=False
@@ -98,9 +101,63 @@ def _converted(source: str, size_bytes: int) -> str:
             return f"unreadable: {done.stderr.strip()}"
         with Path(raw.name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-            if file.tell() != size_bytes:
+            if size_bytes not in (None, file.tell()):
                 return f"unreadable: {file.tell()} bytes instead of {size_bytes}"
     return found
+
+
+def vms(place: Path) -> dict[str, Any]:
+    """What callers know of the VMs with a record: all that changes by nobody but them."""
+    return {
+        vm_id: {name: vm[name] for name in ("name", "disks", "deleted", "exit_code")}
+        for vm_id, vm in sorted(records(place, "vms").items())
+    }
+
+
+def generation(place: Path, kind: str, name: str) -> Any:
+    """Of one of `images` or `vms`: the generation, and how its work stands."""
+    known = record(place / kind / name)
+    return known and {"generation": known["generation"], "work": known["work"] and known["work"]["state"]}
+
+
+def files(place: Path) -> dict[str, str]:
+    """What the files of an export show, by name: the ending says which format they have. Hidden ones do not count."""
+    found = {}
+    for path in sorted(place.glob("[!.]*")):
+        layer = {"driver": path.suffix[1:], "file": {"driver": "file", "filename": str(path)}}
+        digest = hashlib.sha256(path.suffix.encode() + path.read_bytes()).hexdigest()
+        if digest not in _known:
+            _known[digest] = _converted("json:" + json.dumps(layer))
+        found[path.name] = _known[digest]
+    return found
+
+
+def repository(place: Path) -> dict[str, Any]:
+    """What a directory is: nothing that is called a repository, or all of one."""
+    header = place / "repository"
+    if not header.exists():
+        return {}
+    known = record(header) or {}
+    with header.open("rb") as file:
+        leaders = [_leader(file.read(_LEADER.size)) for at in (0, 1 << 20) if file.seek(at) == at]
+    name = known.get("name")
+    return {
+        "header": {field: known.get(field) for field in ("format", "io_timeout_s", "sector_bytes")},
+        "bytes": header.stat().st_size,
+        "leases": leaders == [(_LOCKSPACE, name), (_RESOURCE, name)],
+        "directories": {path.name: oct(path.stat().st_mode) for path in sorted(place.iterdir()) if path.is_dir()},
+    }
+
+
+def _leader(raw: bytes) -> tuple[int, str]:
+    """(magic, lockspace) of a lease."""
+    magic, *_, lockspace, _ = _LEADER.unpack(raw)
+    return magic, lockspace.rstrip(b"\0").decode()
+
+
+def hidden(place: Path) -> list[str]:
+    """What was made under a name of its own and never got its own."""
+    return [f"{path.name} is left behind" for path in place.glob(".*")]
 
 
 def unguarded(place: Path) -> list[str]:

@@ -1,5 +1,9 @@
 """What an administrator does after a crash: asks each repository what there is to fix, and has all of it fixed."""
 
+import concurrent.futures
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from tests.crash import hosts, scenes
 
 _ROUNDS = 12  # a chain is merged one image at a time
@@ -8,9 +12,16 @@ _ROUNDS = 12  # a chain is merged one image at a time
 def recover(agent: hosts.Agent) -> list[str]:
     """Fixes until no check lists anything any more; what one lists all the same in the end, in words."""
     for _ in range(_ROUNDS):
-        found = [(place, fix) for place in scenes.PLACES for fix in agent.storage.check_storage_repository(place)]
+        lists = everywhere(agent.storage.check_storage_repository)
+        found = [(place, fix) for place, fixes in lists for fix in fixes]
         if not found:
             return []
         for place, fix in found:
             agent.ended(agent.storage.fix_storage_repository(place, fix)["job_id"])
     return [f"listed after {_ROUNDS} rounds of fixes: {fix['description']}" for _, fix in found]
+
+
+def everywhere(act: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    """(repository, what `act` answers of it), of both, which are asked at the same time."""
+    with concurrent.futures.ThreadPoolExecutor() as at_once:
+        yield from zip(scenes.PLACES, at_once.map(act, scenes.PLACES), strict=True)

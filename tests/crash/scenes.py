@@ -1,6 +1,7 @@
 """What is in the repositories before a verb runs: built once through the agent, kept aside, laid out for each case."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from vdsm.tool import guestimage
 
 SIZE_BYTES = 1 << 20
 PLACES = ("main", "other")
-_DIRECTORIES = ("images", "vms", "data")
+EXPORT, FRESH = "export", "fresh"  # where files are exported to, and where a repository is going to be made
+_DIRECTORIES = (*(f"{place}/{kind}" for place in PLACES for kind in ("images", "vms", "data")), EXPORT, FRESH)
 
 
 class Scene:
@@ -24,26 +26,39 @@ class Scene:
         self.before: dict[str, Any] = {}
 
     def keep(self, world: storage_fixture.World) -> None:
-        for place in PLACES:
-            for name in _DIRECTORIES:
-                shutil.copytree(world.directory / place / name, self._kept / place / name)
+        for name in _DIRECTORIES:
+            shutil.copytree(world.directory / name, self._kept / name)
         self.before = state(world)
 
     def lay_out(self, world: storage_fixture.World) -> None:
-        world.empty()
-        for place in PLACES:
-            for name in _DIRECTORIES:
-                for path in (self._kept / place / name).iterdir():
-                    shutil.copy2(path, world.directory / place / name)
+        empty(world)
+        for name in _DIRECTORIES:
+            shutil.copytree(self._kept / name, world.directory / name, dirs_exist_ok=True)
+
+
+def empty(world: storage_fixture.World) -> None:
+    world.empty()
+    for name in (EXPORT, FRESH):
+        shutil.rmtree(world.directory / name, ignore_errors=True)
+        (world.directory / name).mkdir()
 
 
 def state(world: storage_fixture.World) -> dict[str, Any]:
-    """What callers have in both repositories."""
-    return {place: outside.shown(world.directory / place) for place in PLACES}
+    """What callers have in both repositories, and beside them."""
+    return {
+        **{place: outside.shown(world.directory / place) for place in PLACES},
+        **{f"VMs of {place}": outside.vms(world.directory / place) for place in PLACES},
+        EXPORT: outside.files(world.directory / EXPORT),
+        FRESH: outside.repository(world.directory / FRESH),
+    }
 
 
 def strays(world: storage_fixture.World) -> list[str]:
     return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
+
+
+def hidden(world: storage_fixture.World) -> list[str]:
+    return [f"{place}: {left}" for place in (EXPORT, FRESH) for left in outside.hidden(world.directory / place)]
 
 
 def unguarded(world: storage_fixture.World) -> list[str]:
@@ -100,11 +115,30 @@ def disks(build: Builder) -> dict[str, Any]:
     return {"plain": plain, "raw": raw, "top": top, "high": high, "low": low, "beside": beside}
 
 
+def nothing(build: Builder) -> dict[str, Any]:
+    """Two empty repositories."""
+    return {}
+
+
+def file_there(build: Builder) -> dict[str, Any]:
+    """The disks, and a file where one of them is going to be exported to."""
+    (build.world.export_dir / "there.raw").write_bytes(b"\x31" * 70_000)
+    return disks(build)
+
+
 def virtual_machine(build: Builder) -> dict[str, Any]:
     """A VM with a plain disk and one on a snapshot."""
     first, second = build.disk(1), build.disk(2)
     snapshot = build.snapshot(second, 3)
     return {"first": first, "second": second, "snapshot": snapshot, "vm": build.vm(first, second)}
+
+
+def machine_that_ran(build: Builder) -> dict[str, Any]:
+    """A VM of which this host does not know yet that it runs no more."""
+    names = virtual_machine(build)
+    ran = {"last_host": storage_fixture.HOST_NAME, "started": 1}
+    build.storage.finish_vm("main", names["vm"], ran)
+    return names
 
 
 def real_guest(build: Builder) -> dict[str, Any]:
@@ -135,6 +169,17 @@ def copied_snapshot(build: Builder) -> dict[str, Any]:
     build.agent.ended(build.storage.copy_image("other", snapshot)["job_id"])
     build.above(snapshot, 3, repo="other")
     build.remove(snapshot, repo="other")
+    return {"disk": disk, "snapshot": snapshot}
+
+
+def misled(build: Builder) -> dict[str, Any]:
+    """A disk whose header names something else than the snapshot that it is based on."""
+    disk = build.disk(1)
+    snapshot = build.snapshot(disk, 2)
+    data = build.world.directory / "main" / "data"
+    name = outside.records(data.parent, "images")[disk]["data"]["name"]
+    relabelled = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "gone", "-F", "raw", str(data / name)]
+    subprocess.run(relabelled, check=True)
     return {"disk": disk, "snapshot": snapshot}
 
 

@@ -44,9 +44,8 @@ _LINE = re.compile(r"(?:(?P<thread>\d+) +)?(?P<call>[a-z0-9_]+)\((?P<rest>.*)")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # The first bytes of messages to sanlock that make it change a lease on storage, as strace prints them: magic, version,
 # command. What only asks is no step.
-_SANLOCK = {
-    rf"\20 (\4\1\0\0\0\{command}\0": name for command, name in (("7", "acquire"), ("10", "release"), ("23", "write"))
-}
+_COMMANDS = {"3": "leave", "7": "acquire", "10": "release", "22": "make", "23": "write"}
+_SANLOCK = {rf"\20 (\4\1\0\0\0\{command}\0": name for command, name in _COMMANDS.items()}
 _MESSAGE = r"{\""  # to the agent: JSON, behind its length
 _ATTACH_S = 20.0
 
@@ -81,7 +80,8 @@ def injection(step: Step, kind: str) -> str:
 
 
 def steps(log: Path, places: dict[str, str]) -> list[Step]:
-    """The steps of a log, in their order. `places` are the directories that count, each with its short name."""
+    """The steps of a log, in their order. `places` are the directories that count, none in another, each with its short
+    name."""
     counts: Counter[tuple[str | None, str]] = Counter()
     found: list[Step] = []
     for line in log.read_text(errors="replace").splitlines():
@@ -106,9 +106,11 @@ def _what(call: str, rest: str, places: dict[str, str]) -> str | None:
     if call == "openat" and "O_CREAT" not in rest and "O_TRUNC" not in rest:
         return None
     for place, short in places.items():
-        if place in rest:
-            path = rest[rest.index(place) + len(place) :]
-            return short + _UUID.sub("ID", re.split(r'[">]', path, maxsplit=1)[0]).partition(".")[0]
+        # a name, alone or behind the descriptor of its directory; or a descriptor, of the directory itself too
+        found = re.search(rf'{re.escape(place)}(?:>, "|/)?(?P<path>[^">]*)[">]', rest)
+        if found is not None:
+            path = re.sub(r"(?<=ID)\..*", "", _UUID.sub("ID", found["path"]))
+            return f"{short}/{path}"
     return None
 
 
