@@ -13,7 +13,7 @@ from vdsm import standalone
 from vdsm.client import transport
 from vdsm.standalone import daemons
 
-# `import pydantic` loads most of the library only when it is first used, as every agent does: hence `.main`.
+# A bare `import pydantic` leaves out what models are made with, which every user of it loads: hence `.main`.
 DEPENDENCIES = """
 import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic.main, sanlock, uvloop
 print(flush=True)
