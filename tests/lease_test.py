@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests import conftest
+from tests import conftest, storage_fixture
 from tests.until import until
-from vdsm import ids, standalone
+from vdsm import ids, record, standalone
 from vdsm.client import failures, transport
 
 COPIED_BYTES = 512 << 20
@@ -96,6 +96,28 @@ def test_running_vm_keeps_its_lease(
     until(lambda: agent.call("Lease.status", {"lease": lease})["owners"] == [])
     assert agent.call("Lease.status", {"lease": lease})["version"] == status["version"]
     agent.call("Lease.delete", {"lease": lease})
+
+
+def test_record_of_unknown_make_is_not_fenced_without_force(
+    agent: transport.Client, repo: str, images: conftest.Images, stack: standalone.Stack
+) -> None:
+    """Nor removed; all can be read, and the error says the way out (trap 30)."""
+    disk = images.disk()
+    agent.call("Storage.setImageUserData", {"repositoryId": repo, "imageId": disk, "userData": {"before": 1}})
+    slot = record.Slot("", disk, str(stack.storage_dir / repo / "images" / disk), 0)
+    lease, forged = {"repoId": repo, "leaseId": disk}, storage_fixture.forge(slot, host_id=77)
+
+    error = refused(agent, "fence", lease)
+    with pytest.raises(failures.ClientError, match="host 77"):
+        agent.call("Storage.removeImage", {"repositoryId": repo, "imageId": disk})
+
+    assert (error.data["key"], "Lease.fence with force" in error.data["hint"]) == ("record_not_owned", True)
+    assert record.read(slot) == forged
+    assert agent.call("Storage.getImageStatus", {"repositoryId": repo, "imageId": disk})["status"] == "optimized"
+    fenced = agent.call("Lease.fence", {"lease": lease, "force": True})
+    assert fenced["generation"] == forged["generation"] + 1
+    assert record.read(slot)["user_data"] == {"before": 1}
+    images.remove(disk)
 
 
 @pytest.fixture

@@ -64,6 +64,16 @@ def names_of_lease(area: bytes) -> tuple[int, str, str]:
     return magic, lockspace, resource
 
 
+def in_doubt(slot: bytes, found: dict[str, Any]) -> bool:
+    """Whether nobody who owned the record lease wrote this record."""
+    writer = found["writer"]
+    if "lease_version" not in writer:
+        return False
+    host_id, generation, version = struct.unpack_from("<QQQ", slot, MIB + 32)
+    same = writer["host_id"] == host_id and writer["host_generation"] in (None, generation)
+    return writer["lease_version"] > version or (writer["lease_version"] == version and not same)
+
+
 # -- the page's tables
 
 
@@ -222,6 +232,20 @@ def test_leases_lie_where_the_page_says(name: str) -> None:
     check_leases(directory_of(name), sample(name), EXPECTED["repository"]["name"])
 
 
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "repository"])
+def test_a_sample_was_written_by_an_owner_of_its_lease(name: str) -> None:
+    assert not in_doubt(sample(name), EXPECTED[name])
+
+
+def test_a_writer_is_compared_as_the_page_says() -> None:
+    """The owner of the lease wrote last; of what else it could say, only an older version is right."""
+    slot, found = sample("image-written"), EXPECTED["image-written"]
+    writer = found["writer"]
+    wrong = ({"lease_version": writer["lease_version"] + 1}, {"host_id": 2}, {"host_generation": 3})
+    assert [in_doubt(slot, {"writer": {**writer, **said}}) for said in wrong] == [True, True, True]
+    assert not in_doubt(slot, {"writer": {**writer, "host_id": 2, "lease_version": writer["lease_version"] - 1}})
+
+
 def check_leases(directory: str, slot: bytes, space: str) -> None:
     first, second = names_of_lease(slot), names_of_lease(slot[MIB:])
     if directory == "repository":
@@ -245,6 +269,8 @@ def test_samples_show_all_there_is() -> None:
     for directory, kind in KINDS.items():
         fields = {name for sampled in RECORDS if directory_of(sampled) == directory for name in EXPECTED[sampled]}
         assert {name for name in TABLES[kind] if "." not in name} == fields
+    written = {name.removeprefix("writer.") for name in TABLES["an image"] if name.startswith("writer.")}
+    assert EXPECTED["image-written"]["writer"].keys() == written
 
 
 def test_kinds_of_work_are_those_of_the_agent() -> None:
@@ -335,6 +361,7 @@ def look(place: Path) -> dict[tuple[str, str], dict[str, Any]]:
             assert len(slot) == 2162688 and path.stat().st_mode & 0o7777 == 0o660
             check_leases(directory, slot, header["name"])
             assert path.name in ("repository", content.get("id"))
+            assert path.name == "repository" or not in_doubt(slot, content)
             found[directory, path.name] = content
             if content.get("status") in ("optimized", "degraded") and "data" in content:
                 assert (place / "data" / content["data"]["name"]).is_file()

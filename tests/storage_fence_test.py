@@ -153,6 +153,22 @@ def test_late_worker_finds_the_work_no_longer_its_own(
     assert (found["state"], found["final"]) == ("fenced", True)
 
 
+def test_writer_that_joined_anew_is_no_alarm(shelf: Shelf, other: second_host.SecondHost) -> None:
+    """Its record says the generation in which it owned the lease, and so does the lease (trap 30)."""
+    target = begun(other)
+    other("claim", target)
+    slot = shelf.repo.slot(target["image_id"])
+    said, before = shelf.image(slot.name)["writer"], other.generation
+    assert (said["host_id"], said["host_generation"]) == (second_host.HOST_ID, before)
+    other.stop()
+    other.start()
+    assert other.generation != before
+    record.check_writer(slot)
+    storage_fixture.forge(slot, host_generation=other.generation)
+    with pytest.raises(errors.RecordNotOwned):
+        record.check_writer(slot)
+
+
 def test_fence_says_what_it_expects(service: Service, shelf: Shelf, other: second_host.SecondHost) -> None:
     target = begun(other)
     for expected, refusal in (({"generation": 7}, errors.GenerationMismatch), ({"job_id": "x"}, errors.Superseded)):

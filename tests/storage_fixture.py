@@ -37,6 +37,22 @@ def describe(place: Path, repo_id: str) -> repository.Description:
     }
 
 
+def content(known: Record, *names: str) -> Record:
+    """A record without what each write changes, and without the fields `names`."""
+    return {name: value for name, value in known.items() if name not in ("version", "writer", *names)}
+
+
+def forge(slot: record.Slot, **said: Any) -> Record:
+    """The slot's record, as if another writer had written it last: `said` is what that says of itself."""
+    known = record.read(slot)
+    forged = {**known, "writer": {**known["writer"], **said}}
+    with Path(slot.path).open("r+b") as file:
+        file.seek(slot.offset + record.RECORD_OFFSET + known["version"] % 2 * record.AREA_BYTES)
+        file.write(record.encode(forged))
+        os.fdatasync(file.fileno())
+    return forged
+
+
 class World:
     """`main` and `other` are repositories under `directory`, which also has room for files to import."""
 

@@ -335,6 +335,15 @@ class RecordChanged(Conflict):
     hint = "Read it again and decide again."
 
 
+class RecordNotOwned(Broken):
+    code, key = 10063, "record_not_owned"
+    message = "The record of {entity} says that it was written by {writer}; its lease says {owner}"
+    hint = (
+        "Nothing was changed, and it can be read. Find out who wrote it and whether what it says is right; "
+        "Lease.fence with force then accepts it."
+    )
+
+
 class NoSuchRepository(Missing):
     code, key = 358, "no_such_repository"
     message = "No repository is connected as {repo_id}"

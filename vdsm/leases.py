@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import sanlock
 
-from vdsm import errors
+from vdsm import errors, leader
 
 LEASE_BYTES = 1 << 20  # sanlock's alignment for 512-byte sectors and 2000 hosts, or 4096-byte sectors and 250 hosts
 MAX_HOSTS = 250
@@ -181,6 +181,25 @@ class Session:
     def held(self) -> set[tuple[str, str, bool]]:
         """(lockspace, name, shared) of all that this registration holds."""
         return _held(sanlock.inquire(slkfd=self.fd))
+
+    def owner(self, lease: Lease) -> leader.Owner:
+        """This registration as the owner of a lease that it holds, as the daemon knows; touches no storage.
+
+        Raises `LeaseFailed` when it does not hold it.
+        """
+        try:
+            versions = {
+                (found["lockspace"].decode(), found["resource"].decode()): int(found["version"])
+                for found in sanlock.inquire(slkfd=self.fd)
+            }
+            host_ids = {found["lockspace"].decode(): int(found["host_id"]) for found in sanlock.get_lockspaces()}
+        except sanlock.SanlockException as error:
+            raise _failed("inquire", lease, error) from error
+        version, host_id = versions.get((lease.lockspace, lease.name)), host_ids.get(lease.lockspace)
+        if version is None or host_id is None:
+            raise errors.LeaseFailed(call="inquire", resource=str(lease), reason="it is not held", errno=0)
+        known = hosts(lease.lockspace).get(host_id)
+        return leader.Owner(host_id, known.generation if known else None, version)
 
 
 def held_by(pid: int) -> set[tuple[str, str, bool]]:

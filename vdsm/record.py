@@ -24,18 +24,25 @@ then and the other one counts.
 
 Who may write: whoever holds the record lease, and has read the record under it. Anyone may read at any time.
 Standard library (and `leases`) only: QEMU's launcher reads records too.
+
+Each write under the record lease says who wrote: `writer` is {"host_id", "boot_id", "host_generation",
+"lease_version"}, the last two as of the record lease (`leader.Owner`). Whoever comes next compares them with the lease
+(trap 30). A lease may have had owners that wrote nothing, so an older version is right; a newer one, or the same
+version of another owner, was written by somebody who did not own the lease. The first record has no lease version, nor
+has one that an older agent wrote: there is nothing to compare.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from vdsm import errors, leases
+from vdsm import errors, leader, leases
 
 Record = dict[str, Any]
 
@@ -67,6 +74,13 @@ class Slot(NamedTuple):
 
     def record_lease(self) -> leases.Lease:
         return leases.Lease(self.lockspace, f"{self.name}.record", self.path, self.offset + leases.LEASE_BYTES)
+
+
+@functools.cache
+def boot_id() -> str:
+    """This host's life: another after each boot, so that work of a life before is known to be dead."""
+    with open("/proc/sys/kernel/random/boot_id") as source:  # noqa: PTH123 (pathlib costs QEMU's launcher start-up)
+        return source.read().strip()
 
 
 def encode(record: Record) -> bytes:
@@ -110,17 +124,71 @@ def update(session: leases.Session, slot: Slot, change: Callable[[Record], Recor
     `change` gets the present record and returns the new one, None for "leave it", or raises to refuse. When the other
     area is empty or torn, both are written, one after the other, so that a dead writer's torn area does not stay. The
     first of these writes is the one that counts: a caller is never told that it failed because the second one did.
+
+    `writer` is set here. Raises `RecordNotOwned` when the one before cannot have owned the lease, and when this process
+    does not: `LeaseFailed`. Nothing is changed then.
     """
-    with session.holding([slot.record_lease()], RECORD_WAIT_S, patient=True), _Area(slot, os.O_RDWR) as area:
-        known = _newest(slot, area)
-        new = change(json.loads(json.dumps(known)))
-        if new is None:
-            return known
-        written = area.write({**new, "version": known["version"] + 1})
-        if area.damaged:
-            with contextlib.suppress(OSError, errors.RecordChanged):
-                written = area.write({**new, "version": known["version"] + 2})
-        return written
+    with _writing(session, slot) as (area, known, owner):
+        _compare(known, owner)
+        return _change(area, known, owner, change)
+
+
+def check_writer(slot: Slot) -> None:
+    """Raises `RecordNotOwned` unless the record was written by an owner of its lease; for whoever is about to end, take
+    over or remove what another has begun. Needs no lease. No record: nothing to compare.
+
+    The record is read first: its writer has owned the lease before, so what is right never looks wrong.
+    """
+    try:
+        known = read(slot)
+        owner = leader.last_owner(slot.path, slot.record_lease().offset)
+    except (errors.NoRecord, FileNotFoundError):
+        return
+    if owner is not None:
+        _compare(known, owner)
+
+
+def adopt(session: leases.Session, slot: Slot) -> Record:
+    """Writes the record as it is, whoever wrote it: it was looked at, and is right. Killed: done or not done."""
+    with _writing(session, slot) as (area, known, owner):
+        return _change(area, known, owner, lambda same: same)
+
+
+def _compare(known: Record, owner: leader.Owner) -> None:
+    """`owner` owns the record lease now, or owned it last."""
+    said = known.get("writer") or {}
+    if said.get("lease_version") is None:
+        return
+    writer = leader.Owner(said.get("host_id", 0), said.get("host_generation"), said["lease_version"])
+    if writer.version > owner.version or (writer.version == owner.version and not _is_same(writer, owner)):
+        raise errors.RecordNotOwned(entity=known.get("id"), writer=str(writer), owner=str(owner))
+
+
+def _is_same(one: leader.Owner, other: leader.Owner) -> bool:
+    unknown = None in (one.host_generation, other.host_generation)
+    return one.host_id == other.host_id and (unknown or one.host_generation == other.host_generation)
+
+
+@contextlib.contextmanager
+def _writing(session: leases.Session, slot: Slot) -> Iterator[tuple["_Area", Record, leader.Owner]]:
+    """Under the record lease: (area, the present record, this process as the lease's owner)."""
+    lease = slot.record_lease()
+    with session.holding([lease], RECORD_WAIT_S, patient=True), _Area(slot, os.O_RDWR) as area:
+        yield area, _newest(slot, area), session.owner(lease)
+
+
+def _change(area: "_Area", known: Record, owner: leader.Owner, change: Callable[[Record], Record | None]) -> Record:
+    new = change(json.loads(json.dumps(known)))
+    if new is None:
+        return known
+    generation, version = owner.host_generation, owner.version
+    who = {"host_id": owner.host_id, "boot_id": boot_id(), "host_generation": generation, "lease_version": version}
+    new = {**new, "writer": who}
+    written = area.write({**new, "version": known["version"] + 1})
+    if area.damaged:
+        with contextlib.suppress(OSError, errors.RecordChanged):
+            written = area.write({**new, "version": known["version"] + 2})
+    return written
 
 
 def erase(slot: Slot) -> None:

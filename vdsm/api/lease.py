@@ -35,7 +35,10 @@ class StatusParams(LeaseParams):
 class FenceParams(LeaseParams):
     generation: int | None = pydantic.Field(None, description="generation that the record must have")
     job_id: str | None = pydantic.Field(None, description="job that the open work must be")
-    force: bool = pydantic.Field(False, description="kill the holder if it lives, on whatever host")
+    force: bool = pydantic.Field(
+        False,
+        description="kill the holder if it lives, on whatever host; accept a record that no owner of its lease wrote",
+    )
 
 
 class LeaseInfo(verb.Result):
@@ -91,7 +94,11 @@ class Leases:
         """A lease and an empty record for the VM of that id. One that exists stays as it is, also while it is held."""
         return LeaseInfo(**self._storage.create_lease(params.lease.repo_id, params.lease.lease_id))
 
-    @verb.verb(role="admin", pool=lambda params: params.lease.repo_id, errors=(*_NO_LEASE, errors.VmRuns, *_TAKES))
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.lease.repo_id,
+        errors=(*_NO_LEASE, errors.VmRuns, errors.RecordNotOwned, *_TAKES),
+    )
     def delete(self, params: LeaseParams) -> None:
         """Removes a VM's lease with its record. Refused while somebody holds it or work on the VM is open."""
         self._storage.delete_lease(params.lease.repo_id, params.lease.lease_id)
@@ -112,15 +119,16 @@ class Leases:
         errors=(
             *_NO_LEASE,
             *(errors.OwnerUndecided, errors.GenerationMismatch, errors.Superseded, errors.WorkCommitted),
-            *(errors.Overloaded, *_TAKES),
+            *(errors.RecordNotOwned, errors.Overloaded, *_TAKES),
         ),
     )
     def fence(self, params: FenceParams, asked_by: caller.Caller) -> LeaseStatus:
         """Takes the open work on a VM or an image away from its host, for good, and counts the generation.
 
         Refused while the holder lives, unless `force` has it killed, which takes a while: up to 8 times the
-        repository's I/O timeout and 10 seconds. Refused too while the holder's host may live. The answer tells the
-        owners of that moment: whoever concludes for a killed worker holds the lease for an instant.
+        repository's I/O timeout and 10 seconds. Refused too while the holder's host may live. `force` also accepts, as
+        it is, a record that no owner of its lease wrote. The answer tells the owners of that moment: whoever concludes
+        for a killed worker holds the lease for an instant.
         """
         return _status(
             self._storage.fence_lease(

@@ -8,7 +8,10 @@ from vdsm.api import verb
 
 _NO_IMAGE = (errors.NoSuchRepository, errors.NoSuchImage)
 _WRITES = (errors.LeaseNotReady, errors.RepositoryStuck, errors.RepositoryFull)
-_CHANGES = (errors.ImageNotUsable, errors.ImageInUse, errors.ImageBusy, errors.GenerationMismatch)
+_CHANGES = (
+    *(errors.ImageNotUsable, errors.ImageInUse, errors.ImageBusy, errors.GenerationMismatch),
+    errors.RecordNotOwned,
+)
 
 
 class Storage:

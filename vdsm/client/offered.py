@@ -67,7 +67,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("lease.leaseId", "string, required", "id of its VM or image", ()),
         ("generation", "integer or null, optional", "generation that the record must have", ()),
         ("jobId", "string or null, optional", "job that the open work must be", ()),
-        ("force", "boolean, default false", "kill the holder if it lives, on whatever host", ("true", "false")),
+        ("force", "boolean, default false", "kill the holder if it lives, on whatever host; accept a record that no owner of its lease wrote", ("true", "false")),
     )),
     "Lease.info": ("Where the lease of a VM or an image is.", (
         ("lease", "object, required", "A lease by name. Upstream's spelling, sd_id and lease_id, is understood too.", ()),

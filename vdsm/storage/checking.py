@@ -86,7 +86,7 @@ class _Look:
         work = evidence["record"]["work"]
         if entity in self._held:  # by the one who asks, hence by nobody else
             evidence = {**evidence, "owners": []}
-        here = verdicts.Here(self._repo.host_id, models.boot_id(), work["job_id"] in self._active)
+        here = verdicts.Here(self._repo.host_id, record.boot_id(), work["job_id"] in self._active)
         verdict = verdicts.judge(evidence, here)
         if verdict.state == verdicts.QUEUED and work["host_id"] != self._repo.host_id:
             return not self._takeover

@@ -203,7 +203,7 @@ def complete(repo: Repository, session: leases.Session, image_id: str) -> None:
     repo.keep(session, image_id)
     image = repo.get(image_id)
     if image["status"] == models.BROKEN and not image["deleted"]:
-        repo.update(session, image_id, lambda found: models.done(found, repo.host_id))
+        repo.update(session, image_id, lambda found: models.done(found))
     session.release([repo.slot(image_id).data_lease()])
 
 

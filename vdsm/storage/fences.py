@@ -12,9 +12,11 @@ import os
 import signal
 from typing import Any
 
-from vdsm import errors, leases, record
+from vdsm import errors, leases, logs, record
 from vdsm.storage import chain, models, reading, verdicts
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+
+_log = logs.get("storage.fences")
 
 Argument = dict[str, Any]
 
@@ -51,27 +53,35 @@ def _place(repo: Repository, lease_id: str) -> tuple[str, record.Slot]:
 
 def fence(repo: Repository, session: leases.Session, argument: Argument) -> None:
     """Ends open work as "fenced", and counts the generation. argument: lease_id, generation and job_id (expected, or
-    None).
+    None); force: True accepts a record of unknown make.
 
     Work that a call does by itself, without a job, has no worker that could come late: it stays open, for whoever
     finishes it. So does work past its commit point, which is refused; a VM's job that claims its disks has come there.
     A repeated fence of the same job changes nothing.
 
-    Killed: the record is as before, or fenced. Raises `LeaseHeld`, `GenerationMismatch`, `WorkCommitted`, `Superseded`
-    (other work is open), `NoSuchLease`.
+    Killed: the record is as before, accepted, or fenced. Raises `LeaseHeld`, `GenerationMismatch`, `WorkCommitted`,
+    `Superseded` (other work is open), `RecordNotOwned`, `NoSuchLease`.
     """
     _, slot = _place(repo, argument["lease_id"])
     with session.holding([slot.data_lease()], LEASE_WAIT_S):
-        record.update(session, slot, lambda known: _fenced(repo, known, argument))
+        try:
+            record.check_writer(slot)
+        except errors.RecordNotOwned as error:
+            if not argument.get("force", False):
+                raise
+            _fenced(record.read(slot), argument)  # what is refused is not accepted either
+            _log.warning("audit: accepted by force: %s", error)
+            record.adopt(session, slot)
+        record.update(session, slot, lambda known: _fenced(known, argument))
 
 
-def _fenced(repo: Repository, known: record.Record, argument: Argument) -> record.Record | None:
+def _fenced(known: record.Record, argument: Argument) -> record.Record | None:
     work, job_id = known["work"] or {}, argument["job_id"]
     state, named = work.get("state"), work.get("job_id")
     if state == verdicts.FENCED and job_id == named is not None:
         return None
     models.check_generation(known, argument["generation"])
-    fenced = {**known, "generation": known["generation"] + 1, "writer": models.writer(repo.host_id)}
+    fenced = {**known, "generation": known["generation"] + 1}
     if named is None or state not in (*models.OPEN, verdicts.INTERRUPTED):
         return fenced
     if job_id not in (None, named):

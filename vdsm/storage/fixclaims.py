@@ -23,8 +23,8 @@ def begin_fix(repo: Repository, session: leases.Session, argument: Argument) -> 
     has what the job's kind needs besides `target`, and `before`, the work that the claim replaces. A repeated request
     of the same job is answered {"begun": job id}.
 
-    Raises `FixOutdated`, `CannotMend`, `ImageBusy`, `ImageInUse`, `VmRuns`. Killed: the work is claimed, "queued", or
-    it is not.
+    Raises `FixOutdated`, `CannotMend`, `ImageBusy`, `ImageInUse`, `VmRuns`, `RecordNotOwned`. Killed: the work is
+    claimed, "queued", or it is not.
     """
     fix, entity = argument["fix"], argument["entity"]
     found = _find(repo, argument, held=())
@@ -36,6 +36,8 @@ def begin_fix(repo: Repository, session: leases.Session, argument: Argument) -> 
         found = _find(repo, argument, held=_concerned(found))
         if found is None:
             raise errors.FixOutdated(fix=fix, entity=entity, reason="it has just changed")
+        for concerned in _concerned(found):
+            record.check_writer(repo.vm_slot(concerned) if found.is_vm else repo.slot(concerned))
         return _claim(repo, session, found, argument["job_id"])
 
 
@@ -137,7 +139,7 @@ def _claiming(repo: Repository, found: findings.Finding, job_id: str, slot: reco
         kind, names = _work(found, known)
         work = models.work(kind, repo.host_id, names, job_id=job_id, host_generation=since)
         committed = {"committed": True} if before.get("committed") and before["state"] != "done" else {}
-        return {**known, "work": {**work, **committed}, "writer": models.writer(repo.host_id)}
+        return {**known, "work": {**work, **committed}}
 
     return change
 

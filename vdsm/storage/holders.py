@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vdsm import errors
+from vdsm import errors, record
 from vdsm.jobs import job, registry
 from vdsm.storage import models, verdicts
 
@@ -51,14 +51,14 @@ class Holders:
     def of_lease(self, found: dict[str, Any], host_id: int) -> str | None:
         """Who on that host has the lease that `fences.lease` found: its work's job, the VM, jobs that read the image,
         or the process as sanlock knows it. None when only the host itself could tell."""
-        record, work = found["record"], found["record"]["work"]
-        if models.is_open(record) and work["host_id"] == host_id and self.verdict(found).state in models.OPEN:
+        known, work = found["record"], found["record"]["work"]
+        if models.is_open(known) and work["host_id"] == host_id and self.verdict(found).state in models.OPEN:
             return f"job {work['job_id']}" if work["job_id"] else f"{work['kind']} (a call)"
         if host_id != self._host_id or found["processes"] is None:
             return None
         with self._lock:
-            readers = ", ".join(f"job {job_id}" for job_id, read in self._readers.items() if record["id"] in read)
-        return self._vm_on(record["id"]) or readers or str(found["processes"])
+            readers = ", ".join(f"job {job_id}" for job_id, read in self._readers.items() if known["id"] in read)
+        return self._vm_on(known["id"]) or readers or str(found["processes"])
 
     def refuse_active(self, image_id: str, repo_ids: Iterable[str]) -> None:
         """Raises `ImageBusy` when a job of this agent is for the image: a queued one holds no lease yet."""
@@ -85,7 +85,7 @@ class Holders:
         """`judge` of what was read a moment ago."""
         work = evidence["record"]["work"] or {}
         at_it = self._jobs.standing(work.get("job_id")) == registry.ACTIVE
-        return verdicts.judge(evidence, verdicts.Here(self._host_id, models.boot_id(), at_it), job_id)
+        return verdicts.judge(evidence, verdicts.Here(self._host_id, record.boot_id(), at_it), job_id)
 
     def users(self, repo_ids: Iterable[str], image_ids: Iterable[str]) -> list[str]:
         """Jobs for the repositories and for these images of theirs, and VMs on them, in words."""

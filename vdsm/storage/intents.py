@@ -6,8 +6,8 @@ happened; killed after it, the record says what was being done, and the same req
 is not a kill undoes the steps made so far and is raised.
 
 All raise `NoSuchImage`, `ImageInUse` (somebody holds a lease), `ImageBusy` (open work), `ImageNotUsable`, `WrongKind`
-and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request), `IdTaken` (to a VM) and
-`RepositoryFull`.
+and `GenerationMismatch` where they apply, `ImageExists` (the id belongs to another request), `IdTaken` (to a VM),
+`RecordNotOwned` (see `vdsm/record.py`) and `RepositoryFull`.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def _fill_disk(repo: Repository, session: leases.Session, image_id: str) -> reco
         return disk
     base = repo.get(disk["base"]) if disk["base"] else None
     make_data(repo, session, disk["data"], disk["size_bytes"], base["data"] if base else None)
-    return repo.update(session, image_id, lambda found: models.done(found, repo.host_id))
+    return repo.update(session, image_id, lambda found: models.done(found))
 
 
 def make_data(
@@ -158,7 +158,7 @@ def _snapshot_of(repo: Repository, disk: record.Record, argument: Argument, want
 def _snapshotting(repo: Repository, disk: record.Record, snapshot_id: str, wanted: bool) -> record.Record:
     names = {"snapshot": snapshot_id, "data": models.data_name(disk["id"])}
     work = models.work("createSnapshot", repo.host_id, names, wanted=wanted)
-    return {**disk, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
+    return {**disk, "status": models.BROKEN, "work": work}
 
 
 def _withdraw(repo: Repository, session: leases.Session, before: record.Record, snapshot_id: str) -> None:
@@ -183,6 +183,8 @@ def roll_forward(repo: Repository, session: leases.Session, argument: Argument) 
     argument: image_id (the disk's). Every step may be done twice. Raises `ImageBusy` while its maker is at it.
     """
     disk = repo.get(argument["image_id"])
+    if disk["status"] == models.BROKEN:
+        record.check_writer(repo.slot(disk["id"]))
     if chain.open_resize(disk) is not None:
         with repo.owning(session, exclusive=[disk["id"]]):
             if chain.open_resize(repo.get(disk["id"])) is not None:
@@ -202,7 +204,7 @@ def _switch(repo: Repository, session: leases.Session, disk_id: str, snapshot_id
     disk = repo.get(disk_id)
     names = disk["work"]["names"]
     snapshot = make_snapshot(repo, session, disk, names)
-    repo.update(session, disk_id, lambda found: models.done(found, repo.host_id, **_based(names)))
+    repo.update(session, disk_id, lambda found: models.done(found, **_based(names)))
     return snapshot
 
 
@@ -213,7 +215,7 @@ def make_snapshot(
     make_data(repo, session, _based(names)["data"], disk["size_bytes"], disk["data"])
     snapshot = repo.get(names["snapshot"])
     if snapshot["status"] == models.BROKEN:
-        snapshot = repo.update(session, snapshot["id"], lambda found: models.done(found, repo.host_id))
+        snapshot = repo.update(session, snapshot["id"], lambda found: models.done(found))
     return snapshot
 
 
@@ -246,7 +248,7 @@ def set_user_data(repo: Repository, session: leases.Session, argument: Argument)
         if image["deleted"]:
             raise errors.NoSuchImage(image_id=image["id"], where=repo.repo_id)
         models.check_generation(image, argument["generation"])
-        return {**image, "user_data": argument["user_data"], "writer": models.writer(repo.host_id)}
+        return {**image, "user_data": argument["user_data"]}
 
     repo.update(session, argument["image_id"], change)
     return {"image_id": argument["image_id"]}

@@ -74,10 +74,11 @@ class Leasing:
     ) -> Answer:
         """Takes the open work away from whoever had it, and counts the generation. Answers as `status`.
 
-        Raises `LeaseHeld` while its holder lives; with `force` that is killed. `OwnerUndecided` when its host may live;
-        `GenerationMismatch`, `Superseded`, `WorkCommitted`, `NoSuchLease`, `Overloaded`.
+        Raises `LeaseHeld` while its holder lives; with `force` that is killed. `RecordNotOwned`, unless with `force`.
+        `OwnerUndecided` when its host may live; `GenerationMismatch`, `Superseded`, `WorkCommitted`, `NoSuchLease`,
+        `Overloaded`.
         """
-        argument = {"lease_id": lease_id, "generation": generation, "job_id": job_id}
+        argument = {"lease_id": lease_id, "generation": generation, "job_id": job_id, "force": force}
         with self._taking_over():
             if force and self._force(repo_id, lease_id, who):
                 self._fence_patiently(repo_id, argument)

@@ -107,7 +107,7 @@ def _with_names(known: record.Record, **names: Any) -> record.Record:
 
 def _pushed_into(repo: Repository, lower: record.Record) -> record.Record:
     work = {**models.work(findings.MERGE_IMAGE, repo.host_id, {}), "state": "interrupted"}  # of the upper one's record
-    return {**lower, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
+    return {**lower, "status": models.BROKEN, "work": work}
 
 
 @worker.body(findings.OPTIMIZE_IMAGE)

@@ -16,7 +16,7 @@ An image's record (`vdsm/record.py` has the bytes) has these fields:
     version      counts writes of the record
     generation   counts finished and fenced jobs
     work         what is being done to it, or how the last work ended; None before the first
-    writer       {"host_id", "boot_id"} of the last change
+    writer       {"host_id", "boot_id"} of the last write, and which owner of the record lease it was: `vdsm/record.py`
 
 `work` is {"job_id" (None: done within a call), "kind", "host_id", "boot_id", "host_generation", "state", "stage",
 "stages", "stage_name", "percent", "error", "names"}, and "committed" once there is no way back for it.
@@ -38,12 +38,10 @@ away since. What the states mean: `verdicts.py`. `names` are the things that are
 Pure, but for the clock and this host's boot id.
 """
 
-import functools
 import hashlib
 import json
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from vdsm import errors, record, sizes
@@ -69,14 +67,9 @@ MAX_SIZE_BYTES = 16 * sizes.TIB - BLOCK_BYTES
 MAX_USER_DATA_BYTES = 16 << 10
 
 
-@functools.cache
-def boot_id() -> str:
-    """This host's life: another after each boot, so that work of a life before is known to be dead."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def writer(host_id: int) -> dict[str, Any]:
-    return {"host_id": host_id, "boot_id": boot_id()}
+    """Of a first record, and of work. `record.update` says more."""
+    return {"host_id": host_id, "boot_id": record.boot_id()}
 
 
 def size(size_bytes: int) -> int:
@@ -133,11 +126,11 @@ def work(
     }
 
 
-def done(image: record.Record, host_id: int, **changes: Any) -> record.Record:
+def done(image: record.Record, **changes: Any) -> record.Record:
     """`image` with its work finished: complete, with the status that its strategy gives it, one generation on."""
     ended = {**image["work"], "state": "done", "percent": 100, "names": {}}
     generation = image["generation"] + 1
-    changed = {**image, "work": ended, "generation": generation, "writer": writer(host_id), **changes}
+    changed = {**image, "work": ended, "generation": generation, **changes}
     return {**changed, "status": settled(changed)}
 
 

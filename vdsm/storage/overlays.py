@@ -76,7 +76,7 @@ def claim(
         models.check_usable(disk, models.DISK)
         names = {"hidden": change["hidden"], "vm": vm, "before": disk["work"]}
         fresh = models.work(work["kind"], repo.host_id, names, job_id=work["job_id"], host_generation=since)
-        return {**disk, "work": {**fresh, "state": "running"}, "writer": models.writer(repo.host_id)}
+        return {**disk, "work": {**fresh, "state": "running"}}
 
     since = repo.host_generation(repo.slot(disk_id))
     repo.update(session, disk_id, claimed)
@@ -104,7 +104,7 @@ def commit(repo: Repository, session: leases.Session, disk_id: str, change: Chan
     if awaits(repo, disk_id, change):
         repo.keep(session, hidden)
         if repo.get(hidden)["status"] == models.BROKEN:
-            repo.update(session, hidden, lambda found: models.done(found, repo.host_id))
+            repo.update(session, hidden, lambda found: models.done(found))
         repo.update(session, disk_id, lambda found: _on_overlay(repo, found, change))
     lease = repo.slot(hidden).data_lease()
     if (lease.lockspace, lease.name, False) in session.held():
@@ -113,7 +113,7 @@ def commit(repo: Repository, session: leases.Session, disk_id: str, change: Chan
 
 def _on_overlay(repo: Repository, disk: record.Record, change: Change) -> record.Record:
     overlay = {"name": change["data"], "format": models.QCOW2}
-    return models.done(disk, repo.host_id, data=overlay, base=change["hidden"])
+    return models.done(disk, data=overlay, base=change["hidden"])
 
 
 def drop(repo: Repository, session: leases.Session, disk_id: str, change: Change) -> None:
@@ -129,4 +129,4 @@ def drop(repo: Repository, session: leases.Session, disk_id: str, change: Change
 
 
 def _unclaimed(repo: Repository, disk: record.Record) -> record.Record:
-    return {**disk, "work": disk["work"]["names"]["before"], "writer": models.writer(repo.host_id)}
+    return {**disk, "work": disk["work"]["names"]["before"]}

@@ -28,6 +28,7 @@ def remove_image(repo: Repository, session: leases.Session, argument: dict[str, 
     if not image["deleted"]:
         mutable = image["kind"] == models.DISK or image["status"] == models.BROKEN
         with repo.owning(session, exclusive=[image_id] if mutable else []):
+            record.check_writer(repo.slot(image_id))
             repo.update(session, image_id, lambda found: _deleted(repo, found, argument["generation"]))  # [C]
     return {"cleaned": clean(repo, session, image_id) if argument.get("auto_fix", True) else []}
 
@@ -38,13 +39,14 @@ def _deleted(repo: Repository, image: record.Record, expected: int | None) -> re
         raise models.busy(image)  # the VM's job is finished with all its disks, or taken back
     if image["work"] and image["work"]["state"] == "queued" and image["work"]["host_id"] != repo.host_id:
         raise models.busy(image)  # the other host's worker would take it up any moment (trap 24)
-    return {**image, "deleted": True, "writer": models.writer(repo.host_id)}
+    return {**image, "deleted": True}
 
 
 def clean(repo: Repository, session: leases.Session, *image_ids: str) -> list[str]:
     """Takes deleted images from storage when nobody needs them, then what they needed by the same rule, and so on.
 
-    Returns the ids of what has gone. What is in use, needed or not deleted stays as it is; nothing is raised for it.
+    Returns the ids of what has gone. What is in use, needed, not deleted or of unknown make stays as it is; nothing is
+    raised for it.
 
     Killed: the image stays deleted and broken, with this work in its record, its data there or not.
     """
@@ -52,7 +54,7 @@ def clean(repo: Repository, session: leases.Session, *image_ids: str) -> list[st
     wanted = list(image_ids)
     while wanted:
         image_id = wanted.pop()
-        with contextlib.suppress(errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage):
+        with contextlib.suppress(errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage, errors.RecordNotOwned):
             with repo.owning(session, exclusive=[image_id]):
                 image = clean_held(repo, session, image_id)
             if image is not None:
@@ -64,11 +66,12 @@ def clean(repo: Repository, session: leases.Session, *image_ids: str) -> list[st
 def clean_held(repo: Repository, session: leases.Session, image_id: str) -> record.Record | None:
     """Takes one deleted image from storage, whose lease is held: nobody gets to need it now (trap 36).
 
-    Returns it as it was, or None when it has to stay. Killed: as `clean`.
+    Returns it as it was, or None when it has to stay. Raises `RecordNotOwned`. Killed: as `clean`.
     """
     image = repo.find(image_id)
     if image is None or not image["deleted"] or chain.dependents(image_id, entities(repo)):
         return None
+    record.check_writer(repo.slot(image_id))
     repo.update(session, image_id, lambda found: _being_cleaned(repo, found))
     discard(repo, session, image_id)
     return image

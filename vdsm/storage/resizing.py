@@ -44,7 +44,7 @@ def finish(repo: Repository, session: leases.Session, image_id: str) -> record.R
     disk = repo.get(image_id)
     size_bytes = disk["work"]["names"]["size_bytes"]
     set_size(repo, session, disk, size_bytes)
-    return repo.update(session, image_id, lambda found: models.done(found, repo.host_id, size_bytes=size_bytes))
+    return repo.update(session, image_id, lambda found: models.done(found, size_bytes=size_bytes))
 
 
 def _check_space(repo: Repository, disk: record.Record, size_bytes: int) -> None:
@@ -56,7 +56,7 @@ def _check_space(repo: Repository, disk: record.Record, size_bytes: int) -> None
 
 def _growing(repo: Repository, disk: record.Record, size_bytes: int) -> record.Record:
     work = models.work("resizeVirtualDisk", repo.host_id, {"size_bytes": size_bytes})
-    return {**disk, "status": models.BROKEN, "work": work, "writer": models.writer(repo.host_id)}
+    return {**disk, "status": models.BROKEN, "work": work}
 
 
 def _withdraw(repo: Repository, session: leases.Session, before: record.Record) -> None:

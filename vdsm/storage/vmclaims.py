@@ -39,7 +39,7 @@ def _claimed(repo: Repository, vm: record.Record, argument: Argument, since: int
     models.check_generation(vm, argument["generation"])
     job_id, names = argument["job_id"], argument["names"]
     work = models.work(argument["kind"], repo.host_id, names, job_id=job_id, host_generation=since)
-    return {**vm, "work": work, "writer": models.writer(repo.host_id)}
+    return {**vm, "work": work}
 
 
 def unclaim_vm(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:

@@ -46,7 +46,7 @@ def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     """Removes the VM's record with its leases; a slot whose maker died, too. argument: vm_id.
 
     Killed: it is there, or gone, or at most a slot without a record is left. Raises `NoSuchLease`, `LeaseHeld`, and
-    `VmRuns` while work on it is open.
+    `VmRuns` while work on it is open, `RecordNotOwned`.
     """
     vm_id = argument["vm_id"]
     slot = repo.vm_slot(vm_id)
@@ -59,6 +59,7 @@ def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
         if known is not None and models.is_open(known):
             work = known["work"]
             raise errors.VmRuns(vm_id=vm_id, holder=f"job {work['job_id']} ({work['state']}, host {work['host_id']})")
+        record.check_writer(slot)
         repo.free(session, slot)
 
 
@@ -66,8 +67,7 @@ def change_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     """The VM's record with `changes` made to it. argument: vm_id, changes. Raises `NoRecord`."""
     if repo.find_vm(argument["vm_id"]) is None:
         raise errors.NoRecord(path=argument["vm_id"], reason="no such VM in this repository")
-    changes = {**argument["changes"], "writer": models.writer(repo.host_id)}
-    return record.update(session, repo.vm_slot(argument["vm_id"]), lambda vm: {**vm, **changes})
+    return record.update(session, repo.vm_slot(argument["vm_id"]), lambda vm: {**vm, **argument["changes"]})
 
 
 def end_vms(repo: Repository, session: leases.Session, argument: Argument) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def end_vms(repo: Repository, session: leases.Session, argument: Argument) -> di
             continue
         try:
             ended = vm if vm["exit_code"] is not None else _end(repo, session, vm_id, argument)
-        except (errors.LeaseHeld, errors.LeaseFailed) as error:
+        except (errors.LeaseHeld, errors.LeaseFailed, errors.RecordNotOwned) as error:
             _log.info("VM %s may still run: %s", vm_id, error)
             found["held"].append(vm_id)
         else:
@@ -102,7 +102,7 @@ def _end(repo: Repository, session: leases.Session, vm_id: str, argument: Argume
     def change(vm: record.Record) -> record.Record | None:
         if vm["exit_code"] is not None or not _ran_here(vm, argument["host_name"]):
             return None  # somebody was quicker
-        return {**vm, **argument["ending"], "writer": models.writer(repo.host_id)}
+        return {**vm, **argument["ending"]}
 
     slot = repo.vm_slot(vm_id)
     with session.holding([slot.data_lease()], LEASE_WAIT_S):
