@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import table
 from tests import sanlock_fixture, storage_fixture
-from vdsm.storage import models
+from vdsm.storage.rules import models
 
 MIB = 1 << 20
 SIZE_BYTES = int(os.environ.get("VDSM_BENCH_COPY_MIB", "2048")) * MIB

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies
 
 from vdsm import errors, sizes
-from vdsm.storage import imageheader
+from vdsm.storage.files import imageheader
 
 CLUSTER = 65536
 SIZE = 64 * sizes.MIB

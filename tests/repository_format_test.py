@@ -21,7 +21,8 @@ from tests.storage_fixture import describe
 from tests.until import until
 from vdsm import errors, ids, record, standalone
 from vdsm.client import transport
-from vdsm.storage import findings, formats, models, verdicts
+from vdsm.storage import formats
+from vdsm.storage.rules import findings, models, verdicts
 from vdsm.virt import sysprep, template
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vdsm import errors
-from vdsm.storage import chain
+from vdsm.storage.rules import chain
 
 
 def image(name: str, base: str | None = None, state: str = "done", **names: Any) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from tests import storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
 from vdsm.jobs import job
-from vdsm.storage import copying, holders, importing, models, reading
+from vdsm.storage import holders
+from vdsm.storage.bodies import copying, importing
+from vdsm.storage.rules import models
+from vdsm.storage.steps import reading
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service

@@ -16,8 +16,11 @@ from tests import storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
 from vdsm.jobs import job
-from vdsm.storage import chain, intents, qemuimg, removal, repository
+from vdsm.storage import repository
+from vdsm.storage.files import qemuimg
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import chain
+from vdsm.storage.steps import intents, removal
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service, World = storage_fixture.Shelf, storage_fixture.Service, storage_fixture.World

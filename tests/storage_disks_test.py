@@ -9,8 +9,11 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import intents, models, qemuimg, repository
+from vdsm.storage import repository
+from vdsm.storage.files import qemuimg
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import models
+from vdsm.storage.steps import intents
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
 Shelf = storage_fixture.Shelf

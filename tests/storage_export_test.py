@@ -13,7 +13,7 @@ import pytest
 from tests import loopfs, storage_fixture
 from tests.until import until
 from vdsm import config, errors, ids, leases
-from vdsm.storage import hostfiles
+from vdsm.storage.files import hostfiles
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service, World = storage_fixture.Shelf, storage_fixture.Service, storage_fixture.World

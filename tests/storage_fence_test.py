@@ -12,8 +12,8 @@ import pytest
 from tests import second_host, storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
-from vdsm.storage import vmrecords
 from vdsm.storage.formats import filelayout
+from vdsm.storage.steps import vmrecords
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service

@@ -9,22 +9,12 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leased_exec, leases, record
-from vdsm.storage import (
-    chain,
-    checking,
-    copying,
-    fences,
-    findings,
-    fixclaims,
-    imageheader,
-    intents,
-    models,
-    overlays,
-    repository,
-    vmclaims,
-    vmrecords,
-)
+from vdsm.storage import repository
+from vdsm.storage.bodies import copying, overlays
+from vdsm.storage.files import imageheader
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import chain, findings, models
+from vdsm.storage.steps import checking, fences, fixclaims, intents, vmclaims, vmrecords
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service

@@ -23,7 +23,9 @@ from tests import sanlock_fixture
 from tests.until import until
 from vdsm import config, events, forkserver, ids, leases, record, storage
 from vdsm.jobs import job, pool, registry
-from vdsm.storage import copyintents, formats, intents, models, removal, repository
+from vdsm.storage import formats, repository
+from vdsm.storage.rules import models
+from vdsm.storage.steps import copyintents, intents, removal
 
 Record = record.Record
 

@@ -8,7 +8,8 @@ import pytest
 from tests import loopfs, sanlock_fixture, storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leases, record
-from vdsm.storage import formats, intents, repository
+from vdsm.storage import formats, repository
+from vdsm.storage.steps import intents
 
 world = storage_fixture.world
 Shelf = storage_fixture.Shelf

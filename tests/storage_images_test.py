@@ -8,7 +8,9 @@ import pytest
 
 from tests import sanlock_fixture, storage_fixture
 from vdsm import errors, ids, leases
-from vdsm.storage import models, qemuimg, reading
+from vdsm.storage.files import qemuimg
+from vdsm.storage.rules import models
+from vdsm.storage.steps import reading
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service

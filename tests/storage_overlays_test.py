@@ -6,8 +6,11 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import chain, copying, models, overlays, qemuimg, repository
+from vdsm.storage import repository
+from vdsm.storage.bodies import copying, overlays
+from vdsm.storage.files import qemuimg
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import chain, models
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
 Shelf = storage_fixture.Shelf

@@ -8,8 +8,10 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases, record
-from vdsm.storage import copyintents, models, reading, removal, repository, vmrecords
+from vdsm.storage import repository
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import models
+from vdsm.storage.steps import copyintents, reading, removal, vmrecords
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
 Shelf = storage_fixture.Shelf

@@ -12,8 +12,11 @@ import pytest
 
 from tests import storage_fixture
 from vdsm import errors, ids, leases
-from vdsm.storage import intents, models, qemuimg, repository
+from vdsm.storage import repository
+from vdsm.storage.files import qemuimg
 from vdsm.storage.formats import filelayout
+from vdsm.storage.rules import models
+from vdsm.storage.steps import intents
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service, World = storage_fixture.Shelf, storage_fixture.Service, storage_fixture.World

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vdsm.storage import verdicts
+from vdsm.storage.rules import verdicts
 
 HERE, OTHER = 1, 7
 BOOT = "this life"

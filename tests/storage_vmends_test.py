@@ -7,7 +7,7 @@ import pytest
 from tests import storage_fixture
 from tests.storage_fixture import Shelf
 from vdsm import ids, leases
-from vdsm.storage import vmrecords
+from vdsm.storage.steps import vmrecords
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
 

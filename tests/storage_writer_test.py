@@ -10,7 +10,8 @@ import sanlock
 from tests import storage_fixture
 from tests.until import until
 from vdsm import errors, ids, leader, leases, record
-from vdsm.storage import checking, fences, fixclaims, intents, models, removal, vmrecords
+from vdsm.storage.rules import models
+from vdsm.storage.steps import checking, fences, fixclaims, intents, removal, vmrecords
 
 world, shelf = storage_fixture.world, storage_fixture.shelf
 Shelf = storage_fixture.Shelf

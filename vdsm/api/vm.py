@@ -11,6 +11,7 @@ from vdsm.virt import machines
 
 _LEASE_REPO = "repository of the VM's record; looked for if not given"
 _STATE = (errors.NoSuchVm, errors.VmWrongState, errors.HypervisorUnavailable, errors.HypervisorFailed)
+_JOBS = (errors.NoSuchVm, errors.VmRuns, errors.ImageBusy, errors.RecordNotOwned)
 
 
 class DirectKernel(verb.Params):
@@ -208,7 +209,7 @@ class Vm:
         """All that is known of the VM."""
         return _info(self._machines.get_info(params.vm_id))
 
-    @verb.verb(role="operator", aliases=("seal",), errors=(errors.NoSuchVm, errors.VmRuns, errors.ImageBusy))
+    @verb.verb(role="operator", aliases=("seal",), errors=_JOBS)
     def sysprep(self, params: SysprepParams) -> StartedJob:
         """Removes what makes a guest unique (host keys, machine id, logs, ...) from all its disks, as one job.
 
@@ -220,7 +221,7 @@ class Vm:
             )
         )
 
-    @verb.verb(role="operator", errors=(errors.NoSuchVm, errors.VmRuns, errors.ImageBusy, errors.ImageExists))
+    @verb.verb(role="operator", errors=(*_JOBS, errors.ImageExists))
     def makeTemplate(self, params: TemplateParams) -> StartedTemplate:
         """Snapshots, sysprepped, of copies of all disks of a VM that does not run: one job, one abort.
 

@@ -15,25 +15,8 @@ from supervdsm import client as helper_client
 from supervdsm import contract
 from vdsm import config, errors, events, forkserver, ids, record
 from vdsm.jobs import job, registry
-from vdsm.storage import (
-    connected,
-    copying,
-    diskplans,
-    exporting,
-    fillings,
-    fixes,
-    formats,
-    holders,
-    images,
-    importing,
-    ioproc,
-    leasing,
-    merging,
-    overlays,
-    repairs,
-    repository,
-    vmmending,
-)
+from vdsm.storage import connected, diskplans, fillings, formats, holders, images, ioproc, leasing, repairs, repository
+from vdsm.storage.bodies import copying, exporting, fixes, importing, merging, overlays, vmmending
 
 FORMATS = formats.NAMES
 DiskPlan = diskplans.DiskPlan

@@ -15,7 +15,8 @@ from typing import Any
 from vdsm import config, errors, events, forkserver, logs, periodic
 from vdsm.jobs import job
 from vdsm.record import Record
-from vdsm.storage import formats, ioproc, lockspaces, models, repository, spaces
+from vdsm.storage import formats, ioproc, lockspaces, repository, spaces
+from vdsm.storage.rules import models
 
 _log = logs.get("storage.connected")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from vdsm import errors, events, ids, undo
 from vdsm.jobs import job, registry
-from vdsm.storage import connected, diskplans, holders, models
+from vdsm.storage import connected, diskplans, holders
+from vdsm.storage.rules import models
 
 Answer = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vdsm import errors, record
 from vdsm.jobs import job, registry
-from vdsm.storage import models, verdicts
+from vdsm.storage.rules import models, verdicts
 
 _ACTIVE = (job.Status.PENDING, job.Status.RUNNING, job.Status.ABORTING)
 

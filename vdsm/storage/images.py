@@ -9,7 +9,8 @@ from typing import Any
 
 from vdsm import config, errors, events, ids, logs
 from vdsm.record import Record
-from vdsm.storage import chain, connected, diskplans, fillings, holders, models, verdicts
+from vdsm.storage import connected, diskplans, fillings, holders
+from vdsm.storage.rules import chain, models, verdicts
 
 _log = logs.get("storage.images")
 

@@ -20,19 +20,17 @@ from collections.abc import Callable
 from typing import Any
 
 from vdsm import channels, errors, forkserver, leases, logs
-from vdsm.storage import (
+from vdsm.storage import formats, repository
+from vdsm.storage.bodies import exporting, importing
+from vdsm.storage.steps import (
     checking,
     copyintents,
-    exporting,
     fences,
     fixclaims,
-    formats,
-    importing,
     intents,
     places,
     reading,
     removal,
-    repository,
     vmclaims,
     vmrecords,
 )

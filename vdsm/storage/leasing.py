@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from vdsm import errors, events, logs
-from vdsm.storage import connected, holders, verdicts
+from vdsm.storage import connected, holders
+from vdsm.storage.rules import verdicts
 
 _log = logs.get("storage.leasing")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vdsm import config, errors, events, ids, undo
 from vdsm.jobs import job, registry
 from vdsm.record import Record
-from vdsm.storage import chain, connected, findings, holders, images
+from vdsm.storage import connected, holders, images
+from vdsm.storage.rules import chain, findings
 
 if TYPE_CHECKING:
     from vdsm.storage import fixtoken
@@ -125,7 +126,7 @@ class Repairs:
         return begun
 
     def _token(self, repo_id: str, fix: Answer) -> _Token:
-        from vdsm.storage import fixtoken  # late: the fork server has loaded this file, and shall not carry pydantic
+        from vdsm.storage import fixtoken
 
         token = fixtoken.read(fix["data"])
         if token.fix not in findings.TYPE_OF:

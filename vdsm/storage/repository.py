@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from vdsm import config, errors, leases, record
 from vdsm.record import Record
-from vdsm.storage import models
+from vdsm.storage.rules import models
 
 Description = dict[str, Any]
 

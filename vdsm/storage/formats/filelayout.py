@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdsm import errors, ids, leases, record
-from vdsm.storage import models, repository
+from vdsm.storage import repository
+from vdsm.storage.rules import models
 
 DIRECTORIES = ("images", "vms", "data")
 DIRECTORY_MODE, FILE_MODE = 0o2770, 0o660

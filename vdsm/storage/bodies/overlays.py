@@ -23,8 +23,9 @@ import contextlib
 from typing import Any
 
 from vdsm import errors, ids, leases, record
-from vdsm.storage import chain, intents, models, removal
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, models
+from vdsm.storage.steps import intents, removal
 
 Change = dict[str, str]
 

@@ -7,8 +7,8 @@ work has ended or was taken over.
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.storage import models
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+from vdsm.storage.rules import models
 
 Argument = dict[str, Any]
 

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from vdsm import errors, leases, record, undo
-from vdsm.storage import chain, models, qemuimg, removal, resizing
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, models
+from vdsm.storage.steps import removal, resizing
 
 Argument = dict[str, Any]
 Answer = dict[str, Any]

@@ -20,8 +20,12 @@ from typing import Any, ClassVar
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
-from vdsm.storage import chain, differences, formats, models, qemuimg, removal
+from vdsm.storage import formats
+from vdsm.storage.bodies import differences
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, models
+from vdsm.storage.steps import removal
 
 MEASURE, COPY = STAGES = ("measure", "copy")
 

@@ -21,7 +21,7 @@ what the agent knows.
 
 from typing import Any, NamedTuple
 
-from vdsm.storage import models
+from vdsm.storage.rules import models
 
 QUEUED, RUNNING, COMMITTING = models.OPEN
 DONE, FAILED, ABORTED, INTERRUPTED, FENCED = "done", "failed", "aborted", "interrupted", "fenced"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from vdsm import errors, sizes
-from vdsm.storage import imagefile, qcow2
+from vdsm.storage.files import imagefile, qcow2
 
 ImageHeader = imagefile.ImageHeader
 

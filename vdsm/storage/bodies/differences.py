@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from vdsm import record
 from vdsm.jobs import context
-from vdsm.storage import models, qemuimg
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import models
 
 
 class Below(NamedTuple):

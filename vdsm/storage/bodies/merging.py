@@ -23,8 +23,11 @@ from typing import Any
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
-from vdsm.storage import chain, copying, differences, findings, fixes, models, qemuimg, removal
+from vdsm.storage.bodies import copying, differences, fixes
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, findings, models
+from vdsm.storage.steps import removal
 
 MERGE = "merge"
 PULL, PUSH = "pull", "push"

@@ -13,8 +13,9 @@ import stat
 from typing import Any
 
 from vdsm import errors, leases, record, undo
-from vdsm.storage import models, qemuimg
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import models
 
 
 def resize(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ import sys
 from typing import NamedTuple
 
 from vdsm import sizes
-from vdsm.storage import imagefile
+from vdsm.storage.files import imagefile
 
 MAGIC = b"QFI\xfb"
 

@@ -20,8 +20,12 @@ from typing import Any, ClassVar
 
 from vdsm import errors, leases, record
 from vdsm.jobs import worker
-from vdsm.storage import chain, checking, copying, findings, formats, intents, models, qemuimg, removal, resizing
+from vdsm.storage import formats
+from vdsm.storage.bodies import copying
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+from vdsm.storage.rules import chain, findings, models
+from vdsm.storage.steps import checking, intents, removal, resizing
 
 
 class Fix(worker.Body):

@@ -10,8 +10,11 @@ from typing import Any
 
 from vdsm import errors, leases
 from vdsm.jobs import worker
-from vdsm.storage import copying, copyintents, hostfiles, imageheader, models, qemuimg
+from vdsm.storage.bodies import copying
+from vdsm.storage.files import hostfiles, imageheader, qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import models
+from vdsm.storage.steps import copyintents
 
 _LIMITS = imageheader.Limits(virtual_size_bytes=models.MAX_SIZE_BYTES)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vdsm import errors
 from vdsm.record import Record
-from vdsm.storage import models
+from vdsm.storage.rules import models
 
 
 def down(image_id: str, find: Callable[[str], Record | None]) -> list[Record]:

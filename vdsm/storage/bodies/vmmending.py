@@ -10,8 +10,11 @@ from typing import Any
 
 from vdsm import leases, record
 from vdsm.jobs import worker
-from vdsm.storage import copying, findings, formats, models, overlays, removal
+from vdsm.storage import formats
+from vdsm.storage.bodies import copying, overlays
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import findings, models
+from vdsm.storage.steps import removal
 
 
 @worker.body(findings.MEND_VM)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.storage import chain, checking, findings, models
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+from vdsm.storage.rules import chain, findings, models
+from vdsm.storage.steps import checking
 
 Argument = dict[str, Any]
 Change = Callable[[record.Record], record.Record | None]

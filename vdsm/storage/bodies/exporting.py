@@ -16,7 +16,9 @@ from typing import Any
 
 from vdsm import errors, leases
 from vdsm.jobs import worker
-from vdsm.storage import copying, formats, hostfiles, qemuimg
+from vdsm.storage import formats
+from vdsm.storage.bodies import copying
+from vdsm.storage.files import hostfiles, qemuimg
 from vdsm.storage.repository import Repository
 
 MEASURE, EXPORT = "measure", "export"

@@ -11,8 +11,8 @@ Runs in a repository's I/O child.
 from typing import Any
 
 from vdsm import errors, leases, logs, record
-from vdsm.storage import models
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+from vdsm.storage.rules import models
 
 Argument = dict[str, Any]
 

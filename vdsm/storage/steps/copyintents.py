@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from vdsm import errors, ids, leases, record, sizes, undo
-from vdsm.storage import chain, intents, models, qemuimg, removal
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, models
+from vdsm.storage.steps import intents, removal
 
 Argument = dict[str, Any]
 Answer = dict[str, Any]

@@ -7,8 +7,8 @@ import contextlib
 from typing import Any
 
 from vdsm import errors, leases, record
-from vdsm.storage import chain, findings, models
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain, findings, models
 
 
 def remove_image(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vdsm.record import Record
-from vdsm.storage import chain, models
+from vdsm.storage.rules import chain, models
 
 CLEAN, OPTIMIZE, MERGE, MEND = TYPES = ("clean", "optimize", "merge", "mend")
 

@@ -13,8 +13,9 @@ import signal
 from typing import Any
 
 from vdsm import errors, leases, logs, record
-from vdsm.storage import chain, models, reading, verdicts
 from vdsm.storage.repository import LEASE_WAIT_S, Repository
+from vdsm.storage.rules import chain, models, verdicts
+from vdsm.storage.steps import reading
 
 _log = logs.get("storage.fences")
 

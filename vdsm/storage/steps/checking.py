@@ -10,8 +10,10 @@ from typing import Any
 
 from vdsm import errors, record
 from vdsm.record import Record
-from vdsm.storage import findings, imageheader, models, reading, verdicts
+from vdsm.storage.files import imageheader
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import findings, models, verdicts
+from vdsm.storage.steps import reading
 
 Argument = dict[str, Any]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from vdsm import errors, leases, record
 from vdsm.record import Record
-from vdsm.storage import chain
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import chain
 
 Argument = dict[str, Any]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vdsm import errors, programs, sizes
-from vdsm.storage import models
+from vdsm.storage.rules import models
 
 # An image is made in milliseconds; a preallocated one in seconds where the file system knows fallocate.
 QUICK_S = 25.0

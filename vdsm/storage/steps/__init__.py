@@ -1,0 +1,1 @@
+"""What is done to a repository within one call, step by step. Runs in its I/O child and in workers."""
