@@ -82,7 +82,7 @@ def notes(copy: Path) -> list[str]:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a mount namespace")
 
 
-@pytest.mark.parametrize("name", ["packages-demo.txt", "packages-test.txt"])
+@pytest.mark.parametrize("name", ["packages-demo.txt", "packages-test.txt", "packages-lab.txt"])
 def test_every_package_has_its_reason(name: str) -> None:
     lines = [line for line in (TOOL / name).read_text().splitlines() if line and not line.startswith("#")]
     assert lines

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs what the demo or the tests need, and nothing else.
+# Installs what the demo, the tests or the lab need, and nothing else.
 #
-#   prerequisites.sh demo|test [--check]
+#   prerequisites.sh demo|test|lab [--check]
 #
-# - Debian packages that are missing, of packages-demo.txt and packages-test.txt. No service is started by them.
+# - Debian packages that are missing, of packages-demo.txt, packages-test.txt and packages-lab.txt, each purpose with
+#   those before it. No service is started by them.
 # - build/runtime: the agent's dependencies that Debian does not have, as pyproject.toml lists them.
-# - .venv (test only): the same and the developers' tools.
+# - .venv (test and lab): the same and the developers' tools.
 #
 # What is there already is left alone: then it takes a fraction of a second. --check changes nothing: it says what is
 # missing and exits 1 if anything is. Plain sh, because a bare machine has no Python yet.
@@ -19,7 +20,7 @@ POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK='# vdsm prerequisites: no service is started while packages are installed'
 
 usage() {
-    echo "usage: prerequisites.sh demo|test [--check]" >&2
+    echo "usage: prerequisites.sh demo|test|lab [--check]" >&2
     exit 2
 }
 
@@ -142,7 +143,7 @@ report() {
         echo "missing or outdated: build/runtime"
         status=1
     fi
-    if [ "$purpose" = test ] && ! { [ -x "$PYTHON" ] && current "$venv_stamp"; }; then
+    if [ "$purpose" != demo ] && ! { [ -x "$PYTHON" ] && current "$venv_stamp"; }; then
         echo "missing or outdated: .venv"
         status=1
     fi
@@ -153,6 +154,7 @@ purpose=${1:-}
 case $purpose in
     demo) set -- "${2:-}" "$here/packages-demo.txt" ;;
     test) set -- "${2:-}" "$here/packages-demo.txt" "$here/packages-test.txt" ;;
+    lab) set -- "${2:-}" "$here/packages-demo.txt" "$here/packages-test.txt" "$here/packages-lab.txt" ;;
     *) usage ;;
 esac
 only_check=$1
@@ -170,6 +172,6 @@ if [ -n "$missing" ]; then
     install_packages
 fi
 current "$runtime_stamp" || make_runtime
-if [ "$purpose" = test ]; then
+if [ "$purpose" != demo ]; then
     current "$venv_stamp" || make_venv
 fi
