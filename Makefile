@@ -6,7 +6,7 @@ PREREQUISITES := vdsm/tool/prerequisites.sh
 RUN := PYTHONPATH=build/runtime /usr/bin/python3
 DEV := .venv/bin/python
 
-.PHONY: help demo up down test check docs bench torture
+.PHONY: help demo up down test lab-test check docs bench torture
 
 help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
@@ -32,6 +32,10 @@ down:
 test:
 	@$(PREREQUISITES) test
 	@$(DEV) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+lab-test:
+	@$(PREREQUISITES) lab
+	@$(DEV) -m pytest tests/lab $(TESTS)
 
 check:
 	@$(PREREQUISITES) test

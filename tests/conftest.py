@@ -25,6 +25,8 @@ from vdsm.standalone import ground, layout
 from vdsm.tool import guestimage
 
 MAIN = "main"  # the session's repository
+collect_ignore = ["lab"]  # has its own target, make lab-test, which names it: that counts more
+
 JOIN_S = 30.0
 MEMORY_MIB = 64  # of guests without guest code
 STACK = {"stack", "agent", "repo"}

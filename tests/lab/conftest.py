@@ -1,0 +1,49 @@
+"""One lab for the session. A test gets its hosts, and leaves them as it found them: alive, connected, LUNs sound.
+
+Daemons, mounts and disks it ends itself, by the context managers of `nfs` and `iscsi`. After a failed test the hosts
+are booted anew, so that no other test fails for it.
+"""
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests import lab
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def the_lab() -> Iterator[lab.Lab]:
+    reason = lab.missing()
+    if reason:
+        pytest.skip(reason)
+    with lab.Lab(hosts=2) as running:
+        yield running
+
+
+@pytest.fixture
+def hosts(the_lab: lab.Lab, request: pytest.FixtureRequest) -> Iterator[list[lab.Host]]:
+    yield the_lab.hosts
+    the_lab.mend()
+    if request.node.stash.get(FAILED, False):
+        for host in the_lab.hosts:
+            host.renew()
+
+
+@pytest.fixture
+def one(hosts: list[lab.Host]) -> lab.Host:
+    return hosts[0]
+
+
+@pytest.fixture
+def two(hosts: list[lab.Host]) -> lab.Host:
+    return hosts[1]
