@@ -133,7 +133,7 @@ class Ground:
 
     def run(self, case: Case) -> list[str]:
         """What is wrong after the case, in words; empty when all is well."""
-        recording, log = self.recording(case.verb), self.host.log(case.process)
+        recording, log = self._recordings_of(case), self.host.log(case.process)
         outcome = self._act(case.verb, recording.scene, _plan(case))
         if not tracing.met(log, tracing.fails(case.kind)):
             step = case.step
@@ -147,6 +147,13 @@ class Ground:
         unnamed = tracing.fails(case.kind) and getattr(outcome, "key", None) == "unexpected"
         wrong = [f"a failure without a name: {outcome}"] if unnamed else []
         return wrong + self._judge_case(case, recording, outcome)
+
+    def _recordings_of(self, case: Case) -> Recording:
+        """The verb's; the one that it is judged by besides is made too, before the case has begun."""
+        or_else = verbs.VERBS[case.verb].or_else
+        if or_else:
+            self.recording(or_else)
+        return self.recording(case.verb)
 
     def _judge_case(self, case: Case, recording: Recording, outcome: BaseException | None) -> list[str]:
         known, dead = verbs.VERBS[case.verb], case.kind in (HOST, TORN)
