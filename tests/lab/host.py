@@ -304,7 +304,7 @@ class Host:
         command = ["socat", f"UNIX-LISTEN:{path},fork,backlog=64", target]
         with (self._machine.directory / f"{self.name}-{name}.log").open("ab") as log:
             carrier = self._machine.network.spawn(command, log, {"PATH": os.environ["PATH"]})
-        until(path.exists)
+        until(path.exists, network.COMMAND_S)
         return carrier
 
     def _signal(self, number: int) -> None:

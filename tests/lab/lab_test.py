@@ -14,6 +14,7 @@ import pytest
 from tests import lab
 from tests.lab import blocks
 from tests.until import running, until
+from vdsm.client import failures
 
 # In seconds; an idle machine takes 2 to 4. Two cores with a load of ten have been seen to take 9.
 BOOTED_S = 30.0
@@ -211,8 +212,13 @@ def test_an_agent_answers_in_each_host(hosts: list[lab.Host]) -> None:
             assert agent.call("rpc.discover")["info"]["title"]
         settings = host.run(["grep", "-A2", r"^\[host\]", "/run/vdsm/etc/vdsm.toml"]).out
         assert f"id = {host.number}\n" in settings
-    for host in hosts:
-        host.renew()
+    one, two = hosts
+    one.kill()
+    with pytest.raises(failures.ClientError), one.agent() as agent:
+        agent.call("Host.ping2")
+    with two.agent() as agent:
+        agent.call("Host.ping2")
+    two.renew()
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Network:
     def start(self, hosts: int) -> None:
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "cat"]
         self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        until(lambda: not Path(self._namespace).samefile("/proc/self/ns/net"))
+        until(lambda: not Path(self._namespace).samefile("/proc/self/ns/net"), COMMAND_S)
         lines = ["link set lo up"]
         for net in NETWORKS:
             lines += [f"link add {_bridge(net)} type bridge forward_delay 0", f"link set {_bridge(net)} up"]
