@@ -6,12 +6,11 @@ from tests.lab import lun
 BLOCK_BYTES = 4096
 
 
-def write(host: lab.Host, path: str, letter: str, block: int = 0) -> None:
+def write(host: lab.Host, path: str, letter: str, block: int = 0, timeout_s: float = 30.0) -> None:
     """A block full of `letter`, past all caches."""
     fill = f"head -c {BLOCK_BYTES} /dev/zero | tr '\\0' {letter}"
-    host.sh(
-        f"{fill} | dd of={path} bs={BLOCK_BYTES} seek={block} oflag=direct conv=notrunc status=none iflag=fullblock"
-    )
+    place = f"of={path} bs={BLOCK_BYTES} seek={block}"
+    host.sh(f"{fill} | dd {place} oflag=direct iflag=fullblock conv=notrunc status=none", timeout_s)
 
 
 def read(host: lab.Host, path: str, block: int = 0) -> str:
