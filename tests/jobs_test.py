@@ -18,7 +18,7 @@ import pytest
 
 from tests import jobs_fixture, sanlock_fixture
 from tests.jobs_fixture import free
-from tests.until import exists, running, until, zombie
+from tests.until import exists, opened, running, until, zombie
 from vdsm import errors, forkserver, ids, leases, record
 from vdsm.jobs import control, job, pool
 
@@ -575,7 +575,7 @@ def test_the_appliances_launcher_adopts_the_lease(server: forkserver.ForkServer,
     it = probe(["adopt", ["sh", "-c", launch]])
     with server.spawn(pool.TARGET, it.order()) as child:
         appliance = tool_of(it)
-        held = {str(path.readlink()) for path in Path(f"/proc/{appliance}/fd").iterdir()}
+        held = opened(appliance)
         assert any(link.startswith("socket:") for link in held), "the sanlock descriptor"
         assert any(link.startswith("pipe:") for link in held), "the liveness pipe"
         child.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import conftest, storage_fixture
-from tests.until import until
+from tests.until import opened, until
 from vdsm import errors, ids, record, standalone
 from vdsm.client import transport
 
@@ -263,9 +263,9 @@ def test_running_guest_is_given_no_other_file(
     try:
         vm_id = machines.started(disks=[{"imageId": image_id, "repoId": repo} for image_id in (raw, overlay)])
         pid = agent.call("VM.getInfo", {"vmID": vm_id})["pid"]
-        opened = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-        assert {str(data(place, image_id)) for image_id in (raw, overlay)} <= opened
-        assert str(secret) not in opened
+        held = opened(pid)
+        assert {str(data(place, image_id)) for image_id in (raw, overlay)} <= held
+        assert str(secret) not in held
     finally:
         secret.unlink()
         bait.unlink()

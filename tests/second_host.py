@@ -122,7 +122,7 @@ class _Process:
             return {"error": error.to_wire()}
 
     def _run(self, function: str, argument: Any) -> Any:
-        if function in ("join", "hold", "claim"):
+        if function in ("join", "know_itself", "hold", "claim"):
             return getattr(self, function)(argument)
         if function in ioproc.PLAIN:
             return ioproc.PLAIN[function](self._repo, argument)
@@ -136,6 +136,10 @@ class _Process:
     def join(self, io_timeout_s: int) -> None:
         leases.join(self._repo.lockspace(), io_timeout_s)
         until(lambda: leases.state(self._repo.lockspace()) == "joined")
+
+    def know_itself(self, _: None) -> None:
+        """Returns when its sanlock knows the generation in which it has joined, some seconds after the join."""
+        until(lambda: HOST_ID in leases.hosts(self._repo.name), 60)
 
     def hold(self, image_id: str) -> None:
         self.session.acquire([self._repo.slot(image_id).data_lease()], 5)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import loopfs, storage_fixture
-from tests.until import until
+from tests.until import opened, until
 from vdsm import config, errors, ids, leases
 from vdsm.storage.files import hostfiles
 
@@ -194,7 +194,7 @@ def halted(service: Service, place: Path, disk: str) -> Iterator[tuple[str, int]
     """An export that stands still while it writes: (its job, its worker)."""
     job_id = export(service, disk, place / "out")
     until(lambda: any(path.name.startswith(".") for path in place.iterdir()))
-    (worker,) = [pid for pid in children(service.server.pid) if f"{job_id}.part" in open_files(pid)]
+    (worker,) = [pid for pid in children(service.server.pid) if f"{job_id}.part" in " ".join(opened(pid))]
     os.kill(worker, signal.SIGSTOP)
     try:
         yield job_id, worker
@@ -205,14 +205,6 @@ def halted(service: Service, place: Path, disk: str) -> Iterator[tuple[str, int]
 
 def children(server: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
-
-
-def open_files(pid: int) -> str:
-    found = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(str(fd.readlink()))
-    return " ".join(found)
 
 
 @pytest.mark.parametrize("end", ["aborted", "killed", "done"])

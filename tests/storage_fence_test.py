@@ -156,6 +156,7 @@ def test_late_worker_finds_the_work_no_longer_its_own(
 def test_writer_that_joined_anew_is_no_alarm(shelf: Shelf, other: second_host.SecondHost) -> None:
     """Its record says the generation in which it owned the lease, and so does the lease (trap 30)."""
     target = begun(other)
+    other("know_itself", None)
     other("claim", target)
     slot = shelf.repo.slot(target["image_id"])
     said, before = shelf.image(slot.name)["writer"], other.generation

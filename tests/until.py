@@ -1,5 +1,6 @@
 """Waiting for something that another process or thread will make true, and asking whether a process lives."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,6 +42,15 @@ def state_of(stat: Path) -> str | None:
         return stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def opened(pid: int) -> set[str]:
+    """What the process's descriptors are, as its links in /proc say; those that it closes meanwhile are left out."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(link.readlink()))
+    return found
 
 
 def private_parents(path: Path) -> list[Path]:
