@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import conftest, storage_fixture
-from tests.until import opened, until
+from tests.until import opened, running, until
 from vdsm import errors, ids, record, standalone
 from vdsm.client import transport
 
@@ -45,11 +45,17 @@ def tracing(pids: list[int], log: Path) -> Iterator[Trace]:
     command = ["strace", "-f", "-qq", "-e", calls, "-s", "400", "-o", str(log)]
     with subprocess.Popen([*command, *(word for pid in pids for word in ("-p", str(pid)))]) as tracer:
         try:
-            told = f"TracerPid:\t{tracer.pid}"
-            until(lambda: all(told in Path(f"/proc/{pid}/status").read_text() for pid in pids))
+            until(lambda: all(traced(pid, tracer.pid) or not running(pid) for pid in pids))
             yield Trace(log)
         finally:
             tracer.terminate()
+
+
+def traced(pid: int, tracer: int) -> bool:
+    try:
+        return f"TracerPid:\t{tracer}\n" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def children(pid: int) -> list[int]:
