@@ -12,7 +12,7 @@ help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
 	@echo 'make up        the same daemons, left running in the background; prints how to call them'
 	@echo 'make down      ends them'
-	@echo 'make test      every test, four files at a time: most of the time is waiting (TESTS="-k word" picks some)'
+	@echo 'make test      every test, three files at a time (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
 	@echo 'make docs      writes docs/reference and the table of vdsm-client anew from the code; seconds'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
@@ -31,7 +31,7 @@ down:
 
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(DEV) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lab-test:
 	@$(PREREQUISITES) lab
