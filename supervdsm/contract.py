@@ -1,12 +1,12 @@
-"""The closed list of what the root helper does for the agent: one class per call.
+"""What a call of the root helper is, and how it is written on the wire. The closed list of calls: `calls`.
 
     call               a frozen dataclass: its fields are the arguments, its docstring says what root does
     its result         the dataclass named in `Call[...]`
     its deadline       seconds, counted in the helper from the moment the call was read
 
 A call checks its fields when it is made, so the same rules hold in the agent and, once more, in the helper. There are
-no command lines and no free paths: a field has a plain type, and text has a `Rule`. A new call is one dataclass here,
-one function in a room of the helper, and one line in the table of `worker.py`.
+no command lines and no free paths: a field has a plain type, and text has a `Rule`. A new call is one dataclass in
+`calls`, one function in a room of the helper, and one line in the table of `worker.py`.
 
 On the wire (`frames.py`) a call is {"call": name, "arguments": {field: value}}, a reply is {"result": {field: value}}
 or {"error": {"kind", "reason"}}. Nothing else is understood; an unknown or missing name, or another type, is refused.
@@ -116,42 +116,6 @@ def is_absolute_path(text: str) -> bool:
 AbsolutePath = Annotated[
     str, Rule("an absolute path without '.', '..' or empty names, printable, under 4096 bytes", is_absolute_path)
 ]
-
-
-# -- the calls -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class HardwareInfo:
-    """What the firmware says of this machine. A field is None where it says nothing; `reasons` then tells why."""
-
-    manufacturer: str | None
-    product_name: str | None
-    version: str | None
-    serial_number: str | None
-    uuid: str | None
-    family: str | None
-    reasons: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class GetHardwareInfo(Call[HardwareInfo], deadline_s=5):
-    """Read the machine's DMI identity; serial number and UUID are readable by root only."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedDirectory:
-    """`created`: it was not there before."""
-
-    path: str
-    created: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareDirectory(Call[PreparedDirectory], deadline_s=10):
-    """Make a directory under a configured one ready for a localfs repository: owner, group, mode; made if absent."""
-
-    path: AbsolutePath
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from supervdsm import contract, settings
+from supervdsm import calls, contract, settings
 
 # Set-group-id: images made inside belong to the group, so that QEMU can open them. Nobody else may look.
 MODE = 0o2770
@@ -18,7 +18,7 @@ MODE = 0o2770
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def prepare_directory(call: contract.PrepareDirectory, context: settings.Settings) -> contract.PreparedDirectory:
+def prepare_directory(call: calls.PrepareDirectory, context: settings.Settings) -> calls.PreparedDirectory:
     """Makes `call.path` a directory of the agent's with `MODE`. Only the last name is made, its parent must exist.
 
     Raises `Refused` for a place that is not under a configured directory, for links and files on the way, and for a
@@ -38,7 +38,7 @@ def prepare_directory(call: contract.PrepareDirectory, context: settings.Setting
             os.fchmod(place, MODE)
             os.fsync(place)
         os.fsync(parent)
-    return contract.PreparedDirectory(path=call.path, created=created)
+    return calls.PreparedDirectory(path=call.path, created=created)
 
 
 @contextlib.contextmanager

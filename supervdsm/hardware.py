@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from supervdsm import contract, settings
+from supervdsm import calls, settings
 
 DMI = Path("/sys/class/dmi/id")
 
@@ -16,16 +16,16 @@ FILES = {
 }
 
 
-def get_hardware_info(call: contract.GetHardwareInfo, context: settings.Settings) -> contract.HardwareInfo:
+def get_hardware_info(call: calls.GetHardwareInfo, context: settings.Settings) -> calls.HardwareInfo:
     """Runs in a call's process. Never fails for a machine that says little: see `read`."""
     return read(DMI)
 
 
-def read(directory: Path) -> contract.HardwareInfo:
+def read(directory: Path) -> calls.HardwareInfo:
     """What the files of `directory` say; None and a reason for each that is absent, empty or unreadable."""
     found = {field: _line(directory, name) for field, name in FILES.items()}
     reasons = {field: why for field, (value, why) in found.items() if value is None}
-    return contract.HardwareInfo(**{field: value for field, (value, _) in found.items()}, reasons=reasons)
+    return calls.HardwareInfo(**{field: value for field, (value, _) in found.items()}, reasons=reasons)
 
 
 def _line(directory: Path, name: str) -> tuple[str | None, str]:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from supervdsm import contract, directories, hardware, settings
+from supervdsm import calls, contract, directories, hardware, settings
 
 log = logging.getLogger("supervdsm.worker")
 
 # The whole list: each call and the function that does it, called in the worker as function(call, settings). It returns
 # the call's result or raises a `contract.HelperError` or an `OSError`.
 ROOMS: dict[type[contract.Call[Any]], Callable[[Any, settings.Settings], Any]] = {
-    contract.GetHardwareInfo: hardware.get_hardware_info,
-    contract.PrepareDirectory: directories.prepare_directory,
+    calls.GetHardwareInfo: hardware.get_hardware_info,
+    calls.PrepareDirectory: directories.prepare_directory,
 }
 
 # Seconds after its deadline at which a worker ends by itself, in case its session was killed and cannot end it.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import supervdsm_process as processes
 
-from supervdsm import client, contract
+from supervdsm import calls, client, contract
 from vdsm import errors, roothelper
 from vdsm.host import capabilities, hardware, packages, processors
 
@@ -43,7 +43,7 @@ AS_OURS = {
 def test_every_failure_of_the_helper_becomes_one_of_ours(kind: str) -> None:
     helper = FailingHelper(contract.HelperError.by_kind[kind]("because"))
     with pytest.raises(AS_OURS[kind]) as caught:
-        roothelper.call(helper, contract.GetHardwareInfo())
+        roothelper.call(helper, calls.GetHardwareInfo())
     assert caught.value.facts["reason"] == "because"
     assert caught.value.facts.get("call", "GetHardwareInfo") == "GetHardwareInfo"
 

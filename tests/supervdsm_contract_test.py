@@ -11,24 +11,23 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from supervdsm import contract, worker
+from supervdsm import calls, contract, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 # One sample of every call with its result: a new call without one fails `test_the_list_is_closed`.
 SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (
-        contract.GetHardwareInfo(),
-        contract.HardwareInfo("ACME", "Box", None, "S1", "u", "F", reasons={"version": "product_version is empty"}),
+        calls.GetHardwareInfo(),
+        calls.HardwareInfo("ACME", "Box", None, "S1", "u", "F", reasons={"version": "product_version is empty"}),
     ),
-    (contract.PrepareDirectory(path="/srv/a"), contract.PreparedDirectory(path="/srv/a", created=True)),
+    (calls.PrepareDirectory(path="/srv/a"), calls.PreparedDirectory(path="/srv/a", created=True)),
 ]
 
 
 def test_the_list_is_closed() -> None:
-    sampled = [type(call) for call, _ in SAMPLES]
-    assert sampled == list(contract.Call.by_name.values())
-    assert set(sampled) == worker.ROOMS.keys()
-    assert [name for name in contract.Call.by_name] == ["GetHardwareInfo", "PrepareDirectory"]
+    sampled = {type(call) for call, _ in SAMPLES}
+    assert sampled == set(contract.Call.by_name.values()) == worker.ROOMS.keys()
+    assert {call.__name__ for call in sampled} | {call.result_type.__name__ for call in sampled} == set(calls.__all__)
 
 
 @pytest.mark.parametrize(("call", "result"), SAMPLES, ids=lambda value: type(value).__name__)
@@ -47,7 +46,7 @@ def test_every_call_has_a_deadline_below_a_minute_and_says_what_it_does(kind: ty
 @pytest.mark.parametrize("kind", list(contract.HelperError.by_kind.values()), ids=lambda kind: kind.kind)
 def test_errors_come_back_as_the_same_class(kind: type[contract.HelperError]) -> None:
     with pytest.raises(kind) as caught:
-        contract.decode_reply(contract.GetHardwareInfo(), contract.encode_error(kind("because")))
+        contract.decode_reply(calls.GetHardwareInfo(), contract.encode_error(kind("because")))
     assert type(caught.value) is kind
     assert caught.value.reason == "because"
 
@@ -95,12 +94,12 @@ BAD_PATHS = ["", "/", "a", "a/b", "./a", "/a/", "//a", "/a//b", "/a/./b", "/a/..
 @pytest.mark.parametrize("path", [*BAD_PATHS, "/\ud800", "/" + "a" * 4095, "/" + "\u00fc" * 2048], ids=ascii)
 def test_a_path_addresses_one_place(path: str) -> None:
     with pytest.raises(contract.Refused, match="path must be an absolute path"):
-        contract.PrepareDirectory(path=path)
+        calls.PrepareDirectory(path=path)
 
 
 @pytest.mark.parametrize("path", ["/a", "/a b/c", "/.a", "/a..", "/...", "/d\u00fcne", "/" + "a" * 4094], ids=ascii)
 def test_ordinary_paths_pass(path: str) -> None:
-    assert contract.PrepareDirectory(path=path).path == path
+    assert calls.PrepareDirectory(path=path).path == path
 
 
 NOT_REPLIES = [
@@ -126,7 +125,7 @@ def test_an_odd_reply_is_a_failure(data: bytes) -> None:
 
 def test_a_room_that_gives_another_result_is_at_fault() -> None:
     with pytest.raises(TypeError, match="GetHardwareInfo must give a HardwareInfo"):
-        contract.encode_result(contract.GetHardwareInfo(), SAMPLES[1][1])
+        contract.encode_result(calls.GetHardwareInfo(), SAMPLES[1][1])
 
 
 NAMES = strategies.sampled_from(["call", "arguments", "result", "error", "kind", "reason", "path", "created", "/a", ""])
@@ -166,10 +165,8 @@ def test_any_bytes_are_a_result_or_an_error(data: bytes, call: contract.Call[Any
 def test_the_list_prints_itself() -> None:
     command = [sys.executable, "-P", "-m", "supervdsm", "--list"]
     printed = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True).stdout
-    assert [line.split()[0] for line in printed.splitlines() if line and not line.startswith(" ")] == [
-        "GetHardwareInfo",
-        "PrepareDirectory",
-    ]
+    names = [line.split()[0] for line in printed.splitlines() if line and not line.startswith(" ")]
+    assert sorted(names) == sorted(type(call).__name__ for call, _ in SAMPLES)
     assert "PrepareDirectory  (deadline 10 s)\n    Make a directory under a configured one" in printed
     assert "argument  path: str, an absolute path without" in printed
     assert "result    manufacturer: str | None\n" in printed
@@ -177,7 +174,7 @@ def test_the_list_prints_itself() -> None:
 
 
 def test_the_helper_runs_on_the_standard_library_alone() -> None:
-    names = sorted(path.stem for path in (ROOT / "supervdsm").glob("[!_]*.py"))
+    names = sorted(path.stem for path in (ROOT / "supervdsm").glob("[!_]*.py")) + ["calls"]
     program = f"""
 import importlib, sys
 sys.path.append({str(ROOT)!r})

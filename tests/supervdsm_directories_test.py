@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import supervdsm_process as processes
 
-from supervdsm import client, contract, directories, settings
+from supervdsm import calls, client, contract, directories, settings
 
 pytestmark = processes.needs_root
 
@@ -39,9 +39,9 @@ def look(path: Path) -> tuple[int, int, int]:
     return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
 
-def prepare(path: Path | str, *roots: Path) -> contract.PreparedDirectory:
+def prepare(path: Path | str, *roots: Path) -> calls.PreparedDirectory:
     context = settings.Settings(AGENT, 0, STORAGE_GID, tuple(str(root) for root in roots))
-    return directories.prepare_directory(contract.PrepareDirectory(str(path)), context)
+    return directories.prepare_directory(calls.PrepareDirectory(str(path)), context)
 
 
 # -- what it does ----------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def prepare(path: Path | str, *roots: Path) -> contract.PreparedDirectory:
 
 def test_a_directory_is_made_for_the_agent(place: Path) -> None:
     path = place / "data/a"
-    assert prepare(path, place / "data") == contract.PreparedDirectory(path=str(path), created=True)
+    assert prepare(path, place / "data") == calls.PreparedDirectory(path=str(path), created=True)
     assert look(path) == (AGENT, STORAGE_GID, 0o2770)
 
 
@@ -59,7 +59,7 @@ def test_it_can_be_repeated_and_repairs_owner_and_mode(place: Path) -> None:
     (path / "record").touch()
     path.chmod(0o700)
     os.chown(path, AGENT, 0)
-    assert prepare(path, place / "data") == contract.PreparedDirectory(path=str(path), created=False)
+    assert prepare(path, place / "data") == calls.PreparedDirectory(path=str(path), created=False)
     assert look(path) == (AGENT, STORAGE_GID, 0o2770)
     assert look(path / "record")[0] == 0
 
@@ -240,7 +240,7 @@ def test_the_race_through_the_helper_itself() -> None:
             while len(outcomes) < 100 or set(outcomes) != {"done", "refused"}:
                 assert time.monotonic() < deadline, set(outcomes)
                 try:
-                    caller.call(contract.PrepareDirectory(f"{helper.data}/a"))
+                    caller.call(calls.PrepareDirectory(f"{helper.data}/a"))
                     outcomes.append("done")
                 except contract.Refused:
                     outcomes.append("refused")

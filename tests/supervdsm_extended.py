@@ -15,14 +15,14 @@ import sys
 from typing import Any
 
 from supervdsm import __main__ as program
-from supervdsm import contract, hardware, server, session, settings, worker
+from supervdsm import calls, contract, hardware, server, session, settings, worker
 
 limits: dict[str, Any] = json.loads(sys.argv.pop(1))
 for module in (server, session):
     for name, value in limits.get(module.__name__.removeprefix("supervdsm."), {}).items():
         assert hasattr(module, name)
         setattr(module, name, value)
-contract.PrepareDirectory.deadline_s = limits.get("prepare_s", contract.PrepareDirectory.deadline_s)
+calls.PrepareDirectory.deadline_s = limits.get("prepare_s", calls.PrepareDirectory.deadline_s)
 hardware.DMI = pathlib.Path(limits.get("dmi", hardware.DMI))
 
 

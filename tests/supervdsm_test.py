@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import supervdsm_process as processes
 
-from supervdsm import client, contract, frames
+from supervdsm import calls, client, contract, frames
 
 pytestmark = processes.needs_root
 
@@ -147,7 +147,7 @@ def test_the_audit_trail_can_be_rotated(helper: processes.Process) -> None:
 def test_lines_of_calls_at_once_do_not_mix(helper: processes.Process) -> None:
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         paths = [f"{helper.data}/{number}-{'x' * 200}" for number in range(40)]
-        made = list(pool.map(lambda path: client.Helper(helper.socket).call(contract.PrepareDirectory(path)), paths))
+        made = list(pool.map(lambda path: client.Helper(helper.socket).call(calls.PrepareDirectory(path)), paths))
     assert all(directory.created for directory in made)
     assert {line["arguments"]["path"] for line in helper.lines()} == set(paths)
     assert len(helper.lines()) == len(paths)
@@ -401,16 +401,16 @@ def test_it_does_not_start_for_an_unknown_user() -> None:
 
 def test_the_client_gives_typed_results_and_errors(helper: processes.Process) -> None:
     helper_client = client.Helper(helper.socket)
-    made = helper_client.call(contract.PrepareDirectory(f"{helper.data}/a"))
-    assert made == contract.PreparedDirectory(path=f"{helper.data}/a", created=True)
+    made = helper_client.call(calls.PrepareDirectory(f"{helper.data}/a"))
+    assert made == calls.PreparedDirectory(path=f"{helper.data}/a", created=True)
     with pytest.raises(contract.Refused, match="/etc is not under a configured directory"):
-        helper_client.call(contract.PrepareDirectory("/etc"))
+        helper_client.call(calls.PrepareDirectory("/etc"))
     with pytest.raises(contract.Failed, match="no: No such file or directory"):
-        helper_client.call(contract.PrepareDirectory(f"{helper.data}/no/a"))
+        helper_client.call(calls.PrepareDirectory(f"{helper.data}/no/a"))
 
 
 def test_hardware_is_told_or_a_reason_is(helper: processes.Process) -> None:
-    info = client.Helper(helper.socket).call(contract.GetHardwareInfo())
+    info = client.Helper(helper.socket).call(calls.GetHardwareInfo())
     fields = {name: value for name, value in vars(info).items() if name != "reasons"}
     assert info.reasons.keys() == {name for name, value in fields.items() if value is None}
     if not Path("/sys/class/dmi/id").exists():
@@ -419,7 +419,7 @@ def test_hardware_is_told_or_a_reason_is(helper: processes.Process) -> None:
 
 def test_without_a_helper_the_client_says_so() -> None:
     with pytest.raises(contract.Unavailable, match=r"/nowhere/svdsm\.sock: No such file or directory"):
-        client.Helper("/nowhere/svdsm.sock").call(contract.GetHardwareInfo())
+        client.Helper("/nowhere/svdsm.sock").call(calls.GetHardwareInfo())
 
 
 @contextlib.contextmanager
@@ -457,12 +457,12 @@ def odd_server(answer: bytes | None) -> Iterator[str]:
 )
 def test_the_client_survives_an_odd_server(answer: bytes, kind: type[Exception], reason: str) -> None:
     with odd_server(answer) as path, pytest.raises(kind, match=reason):
-        client.Helper(path).call(contract.GetHardwareInfo())
+        client.Helper(path).call(calls.GetHardwareInfo())
 
 
 def test_the_client_gives_up_on_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
     # The real limits are sized for a busy host: 13 s of waiting in a test.
     monkeypatch.setattr(client, "MARGIN_S", 0.1)
-    monkeypatch.setattr(contract.GetHardwareInfo, "deadline_s", 0.1)
+    monkeypatch.setattr(calls.GetHardwareInfo, "deadline_s", 0.1)
     with odd_server(None) as path, pytest.raises(contract.DeadlinePassed, match="no answer from"):
-        client.Helper(path).call(contract.GetHardwareInfo())
+        client.Helper(path).call(calls.GetHardwareInfo())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervdsm import contract
+from supervdsm import calls
 from tests import storage_fixture, until
 from tests.crash import child, tracing
 from vdsm import config, errors, events, forkserver, storage
@@ -175,7 +175,7 @@ class _Helper:
     """Root's: the directory for a new repository is there."""
 
     def call(self, call: object) -> None:
-        assert isinstance(call, contract.PrepareDirectory), call
+        assert isinstance(call, calls.PrepareDirectory), call
 
 
 class Agent:

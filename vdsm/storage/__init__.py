@@ -11,9 +11,9 @@ What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of e
 
 from typing import Any
 
+from supervdsm import calls
 from supervdsm import client as helper_client
-from supervdsm import contract
-from vdsm import config, errors, events, forkserver, ids, record
+from vdsm import config, errors, events, forkserver, ids, record, roothelper
 from vdsm.jobs import job, registry
 from vdsm.storage import connected, diskplans, fillings, formats, holders, images, ioproc, leasing, repairs, repository
 from vdsm.storage.bodies import copying, exporting, fixes, importing, merging, overlays, vmmending
@@ -93,12 +93,7 @@ class Storage:
         """
         io_timeout_s = _io_timeout(options or {})
         place = self._connections.place(repo_format, parameters)
-        try:
-            self._helper.call(contract.PrepareDirectory(place))
-        except contract.Unavailable as error:
-            raise errors.HelperUnavailable(reason=error.reason) from error
-        except contract.HelperError as error:
-            raise errors.HelperFailed(call="PrepareDirectory", reason=error.reason) from error
+        roothelper.call(self._helper, calls.PrepareDirectory(place))
         return self._connections.format(repo_format, parameters, io_timeout_s)
 
     def connect_storage_repository(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,9 @@
+"""The closed list of what the root helper does for the agent, by topic. `contract` says what a call is.
+
+Standard library only: the agent and the root helper both load this.
+"""
+
+from supervdsm.calls.directories import PreparedDirectory, PrepareDirectory
+from supervdsm.calls.hardware import GetHardwareInfo, HardwareInfo
+
+__all__ = ["GetHardwareInfo", "HardwareInfo", "PrepareDirectory", "PreparedDirectory"]
