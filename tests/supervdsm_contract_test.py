@@ -174,7 +174,7 @@ def test_the_list_prints_itself() -> None:
 
 
 def test_the_helper_runs_on_the_standard_library_alone() -> None:
-    names = sorted(path.stem for path in (ROOT / "supervdsm").glob("[!_]*.py")) + ["calls"]
+    names = [*sorted(path.stem for path in (ROOT / "supervdsm").glob("[!_]*.py")), "calls"]
     program = f"""
 import importlib, sys
 sys.path.append({str(ROOT)!r})
