@@ -13,7 +13,7 @@ from tests import loopfs, sanlock_fixture, storage_fixture, supervdsm_process
 from tests.until import until
 from vdsm import config, errors, events, ids, leases, storage
 from vdsm.jobs import pool, registry
-from vdsm.storage import lockspaces
+from vdsm.storage import formats, lockspaces
 
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 Shelf, Service = storage_fixture.Shelf, storage_fixture.Service
@@ -42,7 +42,7 @@ def formatted(service: Service, world: storage_fixture.World, io_timeout_s: int)
     name = f"fresh-{ids.new()[:8]}"
     place = world.directory / name
     place.mkdir()
-    service.storage._connections.format(LOCAL, {"path": str(place)}, io_timeout_s)
+    formats.open(storage_fixture.describe(place, name)).format_(io_timeout_s)
     yield name
     for found in service.storage.list_storage_repositories():
         if found["place"] == str(place):
@@ -229,7 +229,8 @@ def test_hanging_place_is_probed_by_few_and_connects_later(
             host=service.settings.host,
             storage=config.Storage(localfs_dirs=(str(place.parent),), io_children=2, io_deadline_s=DEADLINE_S),
         )
-        connections = storage.connected.Connections(settings, events.EventLog(), service.server)
+        root = storage_fixture.Root()
+        connections = storage.connected.Connections(settings, events.EventLog(), service.server, root)
         parameters = {"path": str(place)}
         loopfs.freeze(place)
         for _ in range(2):

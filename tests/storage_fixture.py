@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import supervdsm.client
+from supervdsm import calls, contract
 from tests import sanlock_fixture
 from tests.until import until
 from vdsm import config, events, forkserver, ids, leases, record, storage
@@ -207,6 +208,17 @@ def dies_before(target: object, name: str, call: int = 1) -> None:
         return real(*given, **named)
 
     setattr(target, name, counted)
+
+
+class Root(supervdsm.client.Helper):
+    """The root helper where there is none: the directory for a new repository is there already."""
+
+    def __init__(self) -> None:
+        super().__init__("no helper")
+
+    def call(self, call: contract.Call[contract.R]) -> contract.R:
+        assert isinstance(call, calls.PrepareDirectory), call
+        return calls.PreparedDirectory(call.path, created=False)  # type: ignore[return-value]
 
 
 class Service:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervdsm import calls
 from tests import storage_fixture, until
 from tests.crash import child, tracing
 from vdsm import config, errors, events, forkserver, storage
@@ -171,13 +170,6 @@ class _Emulated:
         return "qemu"
 
 
-class _Helper:
-    """Root's: the directory for a new repository is there."""
-
-    def call(self, call: object) -> None:
-        assert isinstance(call, calls.PrepareDirectory), call
-
-
 class Agent:
     """A host's agent from its start: the two repositories of `world` connected, no job known."""
 
@@ -198,7 +190,7 @@ class Agent:
         log = events.EventLog()
         self.pool = pool.Pool(host, workers=2, lease_wait_s=2.0)
         self.jobs = registry.Registry(self.pool, log)
-        self.storage = storage.Storage(settings, log, host, self.jobs, _Helper())  # type: ignore[arg-type]
+        self.storage = storage.Storage(settings, log, host, self.jobs, storage_fixture.Root())
         self.vms = vmjobs.VmJobs(
             settings,
             _NoVms(),  # type: ignore[arg-type]  # what little of it is asked here

@@ -22,7 +22,9 @@ class Storage:
         self._storage = service
         self._forget = forget
 
-    @verb.verb(role="admin", errors=(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed))
+    @verb.verb(
+        role="admin", errors=(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed, errors.RepositoryInUse)
+    )
     def formatStorageRepository(self, params: models.FormatParams) -> str:
         """Makes an empty repository. An existing one, and anything else that is there, is never overwritten.
 

@@ -11,9 +11,8 @@ What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of e
 
 from typing import Any
 
-from supervdsm import calls
 from supervdsm import client as helper_client
-from vdsm import config, errors, events, forkserver, ids, record, roothelper
+from vdsm import config, errors, events, forkserver, ids, record
 from vdsm.jobs import job, registry
 from vdsm.storage import connected, diskplans, fillings, formats, holders, images, ioproc, leasing, repairs, repository
 from vdsm.storage.bodies import copying, exporting, fixes, importing, merging, overlays, vmmending
@@ -62,8 +61,7 @@ class Storage:
         jobs: registry.Registry,
         helper: helper_client.Helper,
     ) -> None:
-        self._helper = helper
-        self._connections = connected.Connections(settings, log, server)
+        self._connections = connected.Connections(settings, log, server, helper)
         self._holders = holders.Holders(jobs, settings.host.id)
         begun = fillings.Fillings(log, self._connections, jobs, self._holders)
         self._leasing = leasing.Leasing(log, self._connections, self._holders, settings.host.id)
@@ -92,8 +90,6 @@ class Storage:
         options: ioTimeout, sanlock's, in seconds. Raises `NotEmpty` when there is anything at the place.
         """
         io_timeout_s = _io_timeout(options or {})
-        place = self._connections.place(repo_format, parameters)
-        roothelper.call(self._helper, calls.PrepareDirectory(place))
         return self._connections.format(repo_format, parameters, io_timeout_s)
 
     def connect_storage_repository(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The repositories that are connected: who they are, whether their lockspace is joined, and where an image is.
 
-Connecting reads the header in a child and answers; the lockspace joins behind it. A directory that is connected under
-two ids is one lockspace with two names: it is left with the last of them (trap 13). Nothing is persisted.
+Connecting has the storage brought up by root, reads the header in a child and answers; the lockspace joins behind it.
+A directory that is connected under two ids is one lockspace with two names: it is left with the last of them (trap 13),
+and then the storage is taken down. Nothing is persisted.
 
 Runs in the agent; methods may be called from any thread, and block for a child's answer at most.
 """
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from supervdsm import client as helper_client
 from vdsm import config, errors, events, forkserver, logs, periodic
 from vdsm.jobs import job
 from vdsm.record import Record
@@ -30,11 +32,17 @@ Info = dict[str, Any]
 
 
 class Connection:
-    """One repository, under one or more ids."""
+    """One repository, under one or more ids. `ground` is its place as the caller described it."""
 
     def __init__(
-        self, description: repository.Description, header: Record, children: ioproc.Children, tell: lockspaces.Tell
+        self,
+        ground: str,
+        description: repository.Description,
+        header: Record,
+        children: ioproc.Children,
+        tell: lockspaces.Tell,
     ) -> None:
+        self.ground = ground
         self.description = description
         self.header = header
         self.repository = formats.open(description)
@@ -62,13 +70,20 @@ class Connection:
 
 
 class Connections:
-    def __init__(self, settings: config.Config, log: events.EventLog, server: forkserver.ForkServer) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        log: events.EventLog,
+        server: forkserver.ForkServer,
+        helper: helper_client.Helper,
+    ) -> None:
         self._config = settings
         self._events = log
         self._server = server
+        self._helper = helper
         self._lock = threading.Lock()
         self._connected: dict[str, Connection] = {}  # by repo_id
-        self._changing: set[str] = set()  # ids that are being connected or disconnected
+        self._changing: set[str] = set()  # ids and grounds that are being formatted, connected or disconnected
         self._probes: dict[str, ioproc.Children] = {}  # by place; kept while a child of theirs is stuck
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
         self._spaces = spaces.Spaces(self._space, self._searches)
@@ -87,16 +102,13 @@ class Connections:
         for connection in connections:
             connection.children.close()
 
-    def place(self, repo_format: str, parameters: dict[str, Any]) -> str:
-        """Where a repository of these parameters is. Touches nothing."""
-        return str(self._describe(repo_format, parameters, repo_id="")["place"])
-
     # -- connecting --------------------------------------------------------------------------------------------------
 
     def format(self, repo_format: str, parameters: dict[str, Any], io_timeout_s: int) -> Info:
         """Makes an empty repository. Answers its header. Raises `NotEmpty` when there is anything at the place."""
-        description = self._describe(repo_format, parameters, repo_id="")
-        header: Record = self._probe(description, "format_repository", {"io_timeout_s": io_timeout_s})
+        described = self._describe(repo_format, parameters, repo_id="")
+        with self._exclusively(described["place"]), self._ground(described, new=True) as description:
+            header: Record = self._probe(description, "format_repository", {"io_timeout_s": io_timeout_s})
         return header
 
     def connect(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> Info:
@@ -105,11 +117,12 @@ class Connections:
         Raises `RepositoryExists` when the id stands for another repository, or another place has one of this name;
         `NotARepository`, `RepositoryStuck`, and what the format raises for its parameters.
         """
-        description = self._describe(repo_format, parameters, repo_id)
-        with self._exclusively(repo_id):
+        described = self._describe(repo_format, parameters, repo_id)
+        ground = described["place"]
+        with self._exclusively(repo_id, ground), self._ground(described, new=False) as description:
             header = self._probe(description, "header", {"host_name": self._config.host.name})
             whole = {name: header[name] for name in ("name", "place", "sector_bytes")}
-            connection, new = self._enter(repo_id, {**description, **whole}, header)
+            connection, new = self._enter(repo_id, ground, {**description, **whole}, header)
         if new:
             connection.membership.join()
         self._publish(repo_id, connection)
@@ -121,7 +134,7 @@ class Connections:
         Raises `RepositoryInUse` with what `users` answers, and when somebody holds a lease: a lockspace that is left
         all the same would have its holders killed (trap 13).
         """
-        with self._exclusively(repo_id):
+        with self._exclusively(repo_id, self.get(repo_id).ground):
             connection = self.get(repo_id)
             if connection.repo_ids == [repo_id]:
                 self._leave(repo_id, connection, users(connection))
@@ -130,23 +143,45 @@ class Connections:
                 del self._connected[repo_id]
             if not connection.repo_ids:
                 connection.children.close()
+                self._take_down(connection.ground, connection.description)
         self._events.publish("repository", repo_id, {"state": "disconnected", "name": connection.name})
 
     def _describe(self, repo_format: str, parameters: dict[str, Any], repo_id: str) -> repository.Description:
         return formats.describe(repo_format, parameters, repo_id, self._config.host.id, self._config.storage)
 
     @contextlib.contextmanager
-    def _exclusively(self, repo_id: str) -> Iterator[None]:
-        """One connect or disconnect of an id at a time; a second one is refused, not queued behind storage."""
+    def _exclusively(self, *names: str) -> Iterator[None]:
+        """One change of an id and of a ground at a time; a second one is refused, not queued behind storage."""
         with self._lock:
-            if repo_id in self._changing:
-                raise errors.RepositoryInUse(repo_id=repo_id, users="another connect or disconnect")
-            self._changing.add(repo_id)
+            for name in names:
+                if name in self._changing:
+                    raise errors.RepositoryInUse(repo_id=name, users="another format, connect or disconnect")
+            self._changing.update(names)
         try:
             yield
         finally:
             with self._lock:
-                self._changing.discard(repo_id)
+                self._changing.difference_update(names)
+
+    @contextlib.contextmanager
+    def _ground(self, described: repository.Description, *, new: bool) -> Iterator[repository.Description]:
+        """The description of storage that is up inside the block, and stays so if a repository is connected there.
+        Inside `_exclusively` of the ground."""
+        description = formats.bring_up(self._helper, described, new=new)
+        try:
+            yield description
+        finally:
+            self._take_down(described["place"], description)
+
+    def _take_down(self, ground: str, description: repository.Description) -> None:
+        """Unless a repository is connected there. What others keep up is in nobody's way: the next connect finds it."""
+        with self._lock:
+            if any(connection.ground == ground for connection in self._connected.values()):
+                return
+        try:
+            formats.take_down(self._helper, description)
+        except errors.VdsmError as error:
+            _log.warning("%s stays up: %s", ground, error)
 
     def _probe(self, description: repository.Description, function: str, argument: dict[str, Any]) -> Any:
         """Asks a child about a place that is not connected. Children that are stuck there count for the next probe."""
@@ -165,7 +200,9 @@ class Connections:
         storage = self._config.storage
         return ioproc.Children(self._server, description, storage.io_children, storage.io_deadline_s)
 
-    def _enter(self, repo_id: str, description: repository.Description, header: Record) -> tuple[Connection, bool]:
+    def _enter(
+        self, repo_id: str, ground: str, description: repository.Description, header: Record
+    ) -> tuple[Connection, bool]:
         with self._lock:
             known = self._connected.get(repo_id)
             same = next((found for found in self._connected.values() if found.name == header["name"]), None)
@@ -174,7 +211,7 @@ class Connections:
                     raise errors.RepositoryExists(repo_id=other.repo_ids[0], place=other.place)
             if same is None:
                 children, name = self._children(description), header["name"]
-                same = Connection(description, header, children, lambda state: self._tell_all(name, state))
+                same = Connection(ground, description, header, children, lambda state: self._tell_all(name, state))
             if repo_id not in same.repo_ids:
                 same.repo_ids.append(repo_id)
             self._connected[repo_id] = same

@@ -2,7 +2,7 @@
 
 A `Repository` knows places; it does not know what images mean. Making one touches nothing, so the agent may have one
 to compute slots and paths; every other method blocks as long as the storage does and runs in a repository's I/O child
-or in a job's worker.
+or in a job's worker. `bring_up` and `take_down` are the agent's: they ask the root helper, and touch no storage.
 
 A repository's description, which makes one in any process, is JSON:
 
@@ -19,6 +19,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
+from supervdsm import client as helper_client
 from vdsm import config, errors, leases, record
 from vdsm.record import Record
 from vdsm.storage.rules import models
@@ -60,6 +61,26 @@ class Repository(abc.ABC):
         """The format's own part of a description, from connectionParameters. Touches nothing.
 
         Raises `InvalidParameters`, `PathNotAllowed`.
+        """
+
+    # -- the ground: what root has to do before the storage can be seen
+
+    @classmethod
+    def bring_up(cls, helper: helper_client.Helper, description: Description, *, new: bool) -> Description:
+        """Makes the storage seen on this host; `new`: for a repository that is to be formatted there. Answers the
+        description, completed by what has become known.
+
+        What is up already stays up, so it can be repeated. Blocks for the helper's deadline, in the thread of the verb.
+        Raises `HelperFailed`, `HelperUnavailable`, and what the format says of storage that is not there; then all is
+        as it was before.
+        """
+        return description
+
+    @classmethod  # noqa: B027 - most formats have nothing to take down
+    def take_down(cls, helper: helper_client.Helper, description: Description) -> None:
+        """The reverse of `bring_up`, for the description that it answered; what is down already is fine.
+
+        Nothing of the repository is in use by the agent then; what others still use stays up, and raises.
         """
 
     # -- places: computed, nothing is touched

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from supervdsm import client as helper_client
 from vdsm import config, errors
 from vdsm.storage import repository
 from vdsm.storage.formats import localfs
@@ -19,6 +20,16 @@ def describe(
     """
     common = {"format": repo_format, "name": "", "sector_bytes": 512, "host_id": host_id, "repo_id": repo_id}
     return {**common, **_kind(repo_format).describe(parameters, storage)}
+
+
+def bring_up(helper: helper_client.Helper, description: repository.Description, *, new: bool) -> repository.Description:
+    """See `Repository.bring_up`."""
+    return _kind(description["format"]).bring_up(helper, description, new=new)
+
+
+def take_down(helper: helper_client.Helper, description: repository.Description) -> None:
+    """See `Repository.take_down`."""
+    _kind(description["format"]).take_down(helper, description)
 
 
 def open(description: repository.Description) -> repository.Repository:

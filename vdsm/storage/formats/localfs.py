@@ -7,7 +7,9 @@ No watchdog is needed: when this host's sanlock is gone, so is everybody who cou
 import os
 from typing import Any
 
-from vdsm import config, errors, record
+from supervdsm import calls
+from supervdsm import client as helper_client
+from vdsm import config, errors, record, roothelper
 from vdsm.storage import repository
 from vdsm.storage.formats import filelayout
 
@@ -30,6 +32,15 @@ class LocalFs(filelayout.FileLayout):
             )
         _check_under(path, storage.localfs_dirs)
         return {"place": path, "allowed_dirs": list(storage.localfs_dirs)}
+
+    @classmethod
+    def bring_up(
+        cls, helper: helper_client.Helper, description: repository.Description, *, new: bool
+    ) -> repository.Description:
+        """A directory for a new repository is root's to make; one that has a repository needs nothing."""
+        if new:
+            roothelper.call(helper, calls.PrepareDirectory(description["place"]))
+        return description
 
     def format_(self, io_timeout_s: int) -> record.Record:
         self._resolve()
