@@ -65,8 +65,10 @@ def start(copy: Path, *, ending: str = "true", policy: str | None = None) -> sub
         (private / POLICY).write_text(policy)
         (private / POLICY).chmod(0o755)
     command = f'mount --bind "{private}" /usr/sbin && exec "{copy}/vdsm/tool/prerequisites.sh" demo'
+    # A shell cannot trap what was ignored when it began, as it is below nohup and in a script's background.
+    usual = ["env", "--default-signal=HUP,INT,TERM"]
     return subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", command],
+        [*usual, "unshare", "--mount", "--propagation", "private", "sh", "-c", command],
         env={"PATH": f"{programs}:/usr/bin:/bin", "NOTES": str(copy / "notes"), "ENDING": ending},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
