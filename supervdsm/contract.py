@@ -5,8 +5,9 @@
     its deadline       seconds, counted in the helper from the moment the call was read
 
 A call checks its fields when it is made, so the same rules hold in the agent and, once more, in the helper. There are
-no command lines and no free paths: a field has a plain type, and text has a `Rule`. A new call is one dataclass in
-`calls`, one function in a room of the helper, and one line in the table of `worker.py`.
+no command lines and no free paths: a field has a plain type or is a list of one, and text has a `Rule`. A new call is
+one dataclass in `calls`, one function in a room of the helper, and one line in the table of `worker.py`. Fields of a
+result may also be dataclasses of such fields, and lists of them.
 
 On the wire (`frames.py`) a call is {"call": name, "arguments": {field: value}}, a reply is {"result": {field: value}}
 or {"error": {"kind", "reason"}}. Nothing else is understood; an unknown or missing name, or another type, is refused.
@@ -77,10 +78,10 @@ class Unavailable(HelperError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a text must be: `words` for people, `holds` decides."""
+    """What a value of the right type must be besides: `words` for people, `holds` decides."""
 
     words: str
-    holds: Callable[[str], bool]
+    holds: Callable[[Any], bool]
 
 
 class Call(Generic[R]):
@@ -155,7 +156,7 @@ def encode_result(call: Call[R], result: R) -> bytes:
     """The JSON reply of a call that worked. A result that is not of the call's type is a fault of the room."""
     if type(result) is not call.result_type:
         raise TypeError(f"{type(call).__name__} must give a {call.result_type.__name__}")
-    return _dump({"result": vars(result)})
+    return _dump({"result": dataclasses.asdict(result)})  # type: ignore[call-overload]
 
 
 def encode_error(error: HelperError) -> bytes:
@@ -167,8 +168,8 @@ def decode_reply(call: Call[R], data: bytes) -> R:
     """The result of `call`, checked; or the error that the helper sent, raised. An odd reply is `Failed`."""
     try:
         document = _load(data)
-        if document.keys() == {"result"} and isinstance(document["result"], dict):
-            return _build_result(call.result_type, document["result"])  # type: ignore[no-any-return]
+        if document.keys() == {"result"}:
+            return _received("result", call.result_type, document["result"])  # type: ignore[no-any-return]
         if document.keys() != {"error"}:
             raise Refused("neither a result nor an error")
         error = document["error"]
@@ -178,11 +179,18 @@ def decode_reply(call: Call[R], data: bytes) -> R:
     raise kind(reason)
 
 
-def _build_result(kind: type[Any], members: dict[str, Any]) -> Any:
-    _check_names(kind, members)
-    for name, hint in _fields(kind).items():
-        _check_field(name, hint, members[name])
-    return kind(**members)
+def _received(name: str, hint: Any, value: Any) -> Any:
+    """A checked value of a result; objects become their dataclasses."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise Refused(f"{name}: an object expected, not {type(value).__name__}")
+        _check_names(hint, value)
+        return hint(**{field: _received(field, its, value[field]) for field, its in _fields(hint).items()})
+    if get_origin(hint) is list and isinstance(value, list):
+        (item,) = get_args(hint)
+        return [_received(name, item, one) for one in value]
+    _check_field(name, hint, value)
+    return value
 
 
 def describe() -> str:
@@ -197,9 +205,18 @@ def describe() -> str:
 
 
 def _describe_field(name: str, hint: Any) -> str:
+    return f"{name}: {_describe(hint)}"
+
+
+def _describe(hint: Any) -> str:
     kind, rule = _parts(hint)
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        return f"list of ({_describe(item)})"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return ", ".join(_describe_field(field, its) for field, its in _fields(kind).items())
     text = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-    return f"{name}: {text}" + (f", {rule.words}" if rule else "")
+    return text + (f", {rule.words}" if rule else "")
 
 
 # -- checking --------------------------------------------------------------------------------------------------------
@@ -226,9 +243,14 @@ def _check_names(kind: type[Any], members: dict[str, Any]) -> None:
 
 def _check_field(name: str, hint: Any, value: object) -> None:
     kind, rule = _parts(hint)
+    if get_origin(kind) is list and isinstance(value, list):
+        (item,) = get_args(kind)
+        for number, one in enumerate(value):
+            _check_field(f"{name}[{number}]", item, one)
+        return
     if not _fits(value, kind):
         raise Refused(f"{_describe_field(name, kind)} expected, not {type(value).__name__}")
-    if rule is not None and not rule.holds(value):  # type: ignore[arg-type]
+    if rule is not None and not rule.holds(value):
         raise Refused(f"{name} must be {rule.words}")
 
 

@@ -1,9 +1,11 @@
 """The root helper's contract: what is a call, what is not."""
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,57 @@ def test_an_odd_reply_is_a_failure(data: bytes) -> None:
 def test_a_room_that_gives_another_result_is_at_fault() -> None:
     with pytest.raises(TypeError, match="GetHardwareInfo must give a HardwareInfo"):
         contract.encode_result(calls.GetHardwareInfo(), SAMPLES[1][1])
+
+
+# -- lists and objects in fields: no call of the first ones has any --------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    parts: list[Part]
+
+
+@pytest.fixture
+def assemble() -> Iterator[type[contract.Call[Whole]]]:
+    """A call that is on the list for one test."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Assemble(contract.Call[Whole], deadline_s=1):
+        """Assemble."""
+
+        paths: list[contract.AbsolutePath]
+
+    yield Assemble
+    del contract.Call.by_name["Assemble"]
+
+
+def test_lists_and_objects_travel_whole(assemble: Any) -> None:
+    call, result = assemble(paths=["/a", "/b"]), Whole([Part("x"), Part("y")])
+    assert contract.decode_call(contract.encode_call(call)) == call
+    assert contract.decode_reply(call, contract.encode_result(call, result)) == result
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [("/a", "paths: list"), (["/a", 1], r"paths\[1\]: str expected"), (["/a", "b"], r"paths\[1\] must be an absolute")],
+    ids=["no list", "a number", "a relative path"],
+)
+def test_each_of_a_list_is_checked(assemble: Any, paths: object, reason: str) -> None:
+    with pytest.raises(contract.Refused, match=reason):
+        assemble(paths=paths)
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, [{}], ["x"], [{"name": 1}], [{"name": "x", "more": 1}], [[{"name": "x"}]]], ids=repr
+)
+def test_objects_that_are_odd_are_a_failure(assemble: Any, parts: object) -> None:
+    with pytest.raises(contract.Failed, match="the reply is not of this contract"):
+        contract.decode_reply(assemble(paths=[]), json.dumps({"result": {"parts": parts}}).encode())
 
 
 NAMES = strategies.sampled_from(["call", "arguments", "result", "error", "kind", "reason", "path", "created", "/a", ""])
