@@ -195,8 +195,7 @@ def test_failed_disk_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatc
 def test_allocation_that_died_is_taken_over_without_touching_a_held_lease(shelf: Shelf) -> None:
     """Writing the leases of a slot anew while somebody holds one would give it away (trap 12)."""
     image_id = ids.new()
-    slot = shelf.repo.slot(image_id)
-    shelf.repo.allocate(shelf.session, slot)
+    slot = shelf.repo.allocate(shelf.session, image_id)
     with shelf.session.holding([slot.data_lease()], 1), leases.Session() as second:
         with pytest.raises(errors.ImageInUse):
             Shelf(shelf.repo, second).disk(image_id=image_id)

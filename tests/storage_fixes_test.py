@@ -214,7 +214,7 @@ def test_template_making_that_died(service: Service, shelf: Shelf, place: Shelf,
     vm = Machine(shelf, shelf.repo.name, disk, "makeTemplate")
     fields = copying.snapshot_fields(shelf.image(disk), {"id": ids.new(), "user_data": {}}, "space")
     image = copying.begin(place.repo, shelf.session, fields, vm.work, vm.where)
-    with place.repo.making(image["data"]["name"]) as path:
+    with place.repo.making(image["data"]["name"], 1) as path:
         Path(path).write_bytes(shelf.data(disk).read_bytes())
     shelf.session.release([place.repo.slot(image["id"]).data_lease()])
     done = {"state": "committing", "committed": True} if committed else {}
@@ -239,7 +239,7 @@ def test_template_of_which_an_image_was_removed_is_finished(service: Service, sh
         fields = copying.snapshot_fields(shelf.image(disk), {"id": ids.new(), "user_data": {}}, "space")
         image = copying.begin(shelf.repo, shelf.session, fields, vm.work, vm.where)
         names[image["id"]] = image["data"]["name"]
-        with shelf.repo.making(image["data"]["name"]) as path:
+        with shelf.repo.making(image["data"]["name"], 1) as path:
             Path(path).write_bytes(shelf.data(disk).read_bytes())
         shelf.session.release([shelf.repo.slot(image["id"]).data_lease()])
     vm.stands({"images": names, "repo": shelf.repo.name}, state="committing", committed=True)
@@ -361,8 +361,7 @@ def test_data_is_listed_before_the_records_are_read(shelf: Shelf, monkeypatch: p
 
 def test_slot_whose_maker_holds_it_is_not_found(service: Service, shelf: Shelf) -> None:
     image_id = ids.new()
-    slot = shelf.repo.slot(image_id)
-    shelf.repo.allocate(shelf.session, slot)
+    shelf.repo.allocate(shelf.session, image_id)
     with shelf.repo.owning(shelf.session, exclusive=[image_id]):
         assert check(service) == {}
     (fix,) = check(service)[image_id]
@@ -374,7 +373,7 @@ def test_slot_whose_maker_holds_it_is_not_found(service: Service, shelf: Shelf) 
 @pytest.mark.parametrize("length", [0, None], ids=["just begun", "with its leases"])
 def test_slot_of_a_vm_without_a_record_is_cleaned(service: Service, shelf: Shelf, length: int | None) -> None:
     vm_id = ids.new()
-    shelf.repo.allocate(shelf.session, shelf.repo.vm_slot(vm_id))
+    shelf.repo.allocate_vm(shelf.session, vm_id)
     if length is not None:
         os.truncate(shelf.repo.vm_slot(vm_id).path, length)
     (fix,) = check(service)[vm_id]
@@ -467,7 +466,7 @@ def test_dead_work_on_a_whole_image_is_ended(service: Service, shelf: Shelf) -> 
 def test_data_that_only_ended_work_names_is_cleaned(service: Service, shelf: Shelf) -> None:
     disk = shelf.disk()
     left = models.data_name(disk)
-    with shelf.repo.making(left):
+    with shelf.repo.making(left, 1):
         pass
     for state, found in (("interrupted", False), ("failed", True)):
         work = {**models.work("optimizeImage", 1, {"data": left}, job_id=ids.new()), "state": state, **ANOTHER_BOOT}

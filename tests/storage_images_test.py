@@ -324,7 +324,7 @@ def test_record_of_a_running_vm_is_changed_under_its_record_lease(service: Servi
 
 def test_vm_slot_that_died_is_taken_over(service: Service, shelf: Shelf) -> None:
     vm_id = ids.new()
-    shelf.repo.allocate(shelf.session, shelf.repo.vm_slot(vm_id))
+    shelf.repo.allocate_vm(shelf.session, vm_id)
     assert shelf.repo.vms() == {}
     assert service.storage.ensure_vm("main", vm_id, {"name": "web"})["record"]["name"] == "web"
 

@@ -190,8 +190,7 @@ def test_unknown_format_names_the_known() -> None:
 
 
 def test_slot_is_whole_from_its_first_moment(shelf: Shelf) -> None:
-    slot = shelf.repo.slot(ids.new())
-    shelf.repo.allocate(shelf.session, slot)
+    slot = shelf.repo.allocate(shelf.session, ids.new())
     found = Path(slot.path).stat()
     assert found.st_size == record.SLOT_BYTES
     assert found.st_blocks * 512 >= record.SLOT_BYTES
@@ -201,7 +200,7 @@ def test_slot_is_whole_from_its_first_moment(shelf: Shelf) -> None:
 def test_slot_that_was_half_allocated_is_completed(shelf: Shelf) -> None:
     slot = shelf.repo.slot(ids.new())
     Path(slot.path).write_bytes(bytes(5000))
-    shelf.repo.allocate(shelf.session, slot)
+    shelf.repo.allocate(shelf.session, slot.name)
     with shelf.session.holding([slot.data_lease(), slot.record_lease()], 1):
         assert Path(slot.path).stat().st_size == record.SLOT_BYTES
 
@@ -214,10 +213,10 @@ def test_freed_slot_takes_its_lease_with_it(shelf: Shelf) -> None:
     assert shelf.session.held() == set()
 
 
-@pytest.mark.parametrize(("first", "second"), [("slot", "vm_slot"), ("vm_slot", "slot")], ids=["image", "VM"])
+@pytest.mark.parametrize(("first", "second"), [("slot", "allocate_vm"), ("vm_slot", "allocate")], ids=["image", "VM"])
 def test_id_is_given_out_once(shelf: Shelf, first: str, second: str) -> None:
     """To an image or to a VM, also when both are asked for at once: the one that has the repository lease first."""
-    taken, wanted = getattr(shelf.repo, first)(ids.new()), getattr(shelf.repo, second)
+    taken = getattr(shelf.repo, first)(ids.new())
     waits = threading.Event()
 
     class Second(leases.Session):
@@ -227,14 +226,15 @@ def test_id_is_given_out_once(shelf: Shelf, first: str, second: str) -> None:
 
     with Second() as session, concurrent.futures.ThreadPoolExecutor(1) as thread:
         with shelf.session.holding([shelf.repo.lease()], 1):
-            late = thread.submit(shelf.repo.allocate, session, wanted(taken.name))
+            late = thread.submit(getattr(shelf.repo, second), session, taken.name)
             assert waits.wait(10)
             Path(taken.path).write_bytes(bytes(record.SLOT_BYTES))
         with pytest.raises(errors.IdTaken) as refused:
             late.result()
     assert refused.value.facts["owner"] == {"slot": "an image", "vm_slot": "a VM"}[first]
     assert shelf.files() == {f"{Path(taken.path).parent.name}/{taken.name}"}
-    shelf.repo.allocate(shelf.session, taken)  # its own again: as ever
+    own = {"slot": shelf.repo.allocate, "vm_slot": shelf.repo.allocate_vm}[first]
+    assert own(shelf.session, taken.name) == taken  # again: as ever
 
 
 def test_host_id_is_told_to_be_another_hosts(shelf: Shelf, place: Path) -> None:

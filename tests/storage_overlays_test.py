@@ -165,8 +165,7 @@ def test_hidden_image_is_not_cleaned_while_its_job_lives(shelf: Shelf, disk: str
             Shelf(shelf.repo, other).change(change["hidden"])
             shelf.repo.keep(other, change["hidden"])
         shelf.session.release([shelf.repo.slot(change["hidden"]).data_lease()])
-        vm = shelf.repo.vm_slot(ids.new())
-        shelf.repo.allocate(shelf.session, vm)
+        vm = shelf.repo.allocate_vm(shelf.session, ids.new())
         names = {"disks": {disk: change}}
         record.create(vm, {"id": vm.name, "kind": "vm", "work": {**WORK, "names": names, "state": "committing"}})
         assert shelf.remove(change["hidden"]) == []
@@ -184,7 +183,7 @@ def fields(shelf: Shelf, source: str) -> dict[str, object]:
 
 def filled(shelf: Shelf, wanted: dict[str, object], pattern: int) -> str:
     image = copying.begin(shelf.repo, shelf.session, wanted, WORK, VM)
-    with shelf.repo.making(image["data"]["name"]) as path:
+    with shelf.repo.making(image["data"]["name"], 1) as path:
         qemuimg.run(qemuimg.create(qemuimg.Layer(path, "qcow2"), image["size_bytes"]), (), image["size_bytes"])
         storage_fixture.qemu_io(storage_fixture.Path(path), "qcow2", f"write -P {pattern} 0 65536")
     return str(image["id"])

@@ -209,7 +209,7 @@ def test_base_is_held_until_the_dependents_record_is_there(shelf: Shelf, monkeyp
 def test_data_that_no_record_names_goes_with_the_image_whose_lease_made_it(shelf: Shelf) -> None:
     disk, other = shelf.disk(), shelf.disk()
     for image_id in (disk, other):
-        with shelf.repo.making(models.data_name(image_id)):
+        with shelf.repo.making(models.data_name(image_id), 1):
             pass
     shelf.remove(disk)
     assert {models.maker(name) for name in shelf.repo.data_names()} == {other}

@@ -280,8 +280,8 @@ class Storage:
 
     def ensure_vm(self, repo_id: str, vm_id: str, fields: dict[str, Any]) -> dict[str, Any]:
         """{"slot": [lockspace, name, path, offset], "record"}: made with `fields` if there is none, else left alone."""
-        made = self._connections.write(repo_id, "ensure_vm", {"vm_id": vm_id, "fields": fields})
-        return {"slot": list(self._connections.get(repo_id).repository.vm_slot(vm_id)), "record": made}
+        made: dict[str, Any] = self._connections.write(repo_id, "ensure_vm", {"vm_id": vm_id, "fields": fields})
+        return made
 
     def read_vm(self, repo_id: str, vm_id: str) -> record.Record:
         """The VM's record. Raises `NoRecord`."""
@@ -312,8 +312,8 @@ class Storage:
         """Commits a job on the VM in its record, queued; answers the record's slot. Raises `VmRuns`, `NoSuchVm`,
         `GenerationMismatch`."""
         argument = {"vm_id": vm_id, "job_id": job_id, "kind": kind, "generation": generation, "names": names}
-        self._connections.write(repo_id, "claim_vm", argument)
-        return list(self._connections.get(repo_id).repository.vm_slot(vm_id))
+        slot: list[Any] = self._connections.write(repo_id, "claim_vm", argument)["slot"]
+        return slot
 
     def unclaim_vm(self, repo_id: str, vm_id: str, job_id: str) -> None:
         """Takes back the claim of a job that was refused."""

@@ -1,9 +1,9 @@
-"""What a VM needs to run on an image, and a worker to copy it. Pure: computed from records, which are checked again
-under the leases."""
+"""What a VM needs to run on an image, and a worker to copy it. Pure: computed from what a repository's child has read,
+which is checked again under the leases."""
 
 from typing import Any, NamedTuple
 
-from vdsm import leases
+from vdsm import leases, record
 from vdsm.record import Record
 from vdsm.storage.repository import Repository
 
@@ -39,10 +39,11 @@ class CopyPlan(NamedTuple):
     leases: list[leases.Lease]
 
 
-def plan(repo: Repository, repo_id: str, images: list[Record], *, writable: bool) -> DiskPlan:
-    """For `images`, a chain with its top first. The top is held exclusively when it is `writable`, the rest shared."""
+def plan(repo: Repository, repo_id: str, found: dict[str, Any], *, writable: bool) -> DiskPlan:
+    """For the chain that `reading.layers` found. The top is held exclusively when it is `writable`, the rest shared."""
+    images: list[Record] = found["images"]
     top, *_ = images
-    slots = [repo.slot(image["id"]) for image in images]
+    slots = [record.Slot(*slot) for slot in found["slots"]]
     held = [slot.data_lease(shared=not (writable and slot.name == top["id"])) for slot in slots]
     checks = [{name: image[name] for name in _EXPECTED} for image in images]
     file, *backing = [

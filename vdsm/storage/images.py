@@ -7,7 +7,7 @@ called from any thread. `options` has all of `OPTIONS`. Answers are plain dictio
 import functools
 from typing import Any
 
-from vdsm import config, errors, events, ids, logs
+from vdsm import config, errors, events, ids, logs, record
 from vdsm.record import Record
 from vdsm.storage import connected, diskplans, fillings, holders
 from vdsm.storage.rules import chain, models, verdicts
@@ -186,7 +186,7 @@ class Images:
         if writable and found["holder"]:
             raise self._holders.named(errors.ImageInUse(image_id=image_id, holder=found["holder"]))
         repo = self._connections.get(repo_id).repository
-        return diskplans.plan(repo, repo_id, found["images"], writable=writable)
+        return diskplans.plan(repo, repo_id, found, writable=writable)
 
     def plan_copy(self, image_id: str, repo_id: str, generation: int | None = None) -> diskplans.CopyPlan:
         """What a worker needs to copy the image, which nobody may be writing now.
@@ -195,10 +195,9 @@ class Images:
         """
         self._refuse_active(repo_id, image_id)
         asked = {"image_id": image_id, "generation": generation}
-        layers: list[Record] = self._write(repo_id, "plan_copy", asked)
-        repo = self._connections.get(repo_id).repository
-        shared = [repo.slot(layer["id"]).data_lease(shared=True) for layer in layers]
-        return diskplans.CopyPlan(repo_id, self._connections.description(repo_id), layers, shared)
+        found = self._write(repo_id, "plan_copy", asked)
+        shared = [record.Slot(*slot).data_lease(shared=True) for slot in found["slots"]]
+        return diskplans.CopyPlan(repo_id, self._connections.description(repo_id), found["images"], shared)
 
     def check_absent(self, repo_id: str, image_id: str) -> None:
         """Raises `ImageExists` when the repository has an image of that id, in whatever state."""

@@ -1,8 +1,8 @@
 """What a repository format must be able to do, and how images are read and held.
 
 A `Repository` knows places; it does not know what images mean. Making one touches nothing, so the agent may have one
-to compute slots and paths; every other method blocks as long as the storage does and runs in a repository's I/O child
-or in a job's worker. `bring_up` and `take_down` are the agent's: they ask the root helper, and touch no storage.
+to know what is computed; every other method blocks as long as the storage does and runs in a repository's I/O child or
+in a job's worker. `bring_up` and `take_down` are the agent's: they ask the root helper, and touch no storage.
 
 A repository's description, which makes one in any process, is JSON:
 
@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 from supervdsm import client as helper_client
 from vdsm import config, errors, leases, record
 from vdsm.record import Record
+from vdsm.storage.files import qemuimg
 from vdsm.storage.rules import models
 
 Description = dict[str, Any]
@@ -31,7 +32,8 @@ LEASE_WAIT_S = 5.0
 
 
 class Abilities(NamedTuple):
-    """`shared`: several hosts may be connected, so sanlock needs a watchdog. `thin`: data takes what it holds."""
+    """`shared`: several hosts may be connected, so sanlock needs a watchdog. `thin`: data is a file, which takes what
+    it holds; otherwise a volume, whose size is given to it."""
 
     shared: bool
     thin: bool
@@ -94,13 +96,11 @@ class Repository(abc.ABC):
         """The repository lease, under which slots are given out and taken back."""
 
     @abc.abstractmethod
-    def slot(self, image_id: str) -> record.Slot: ...
-
-    @abc.abstractmethod
-    def vm_slot(self, vm_id: str) -> record.Slot: ...
-
-    @abc.abstractmethod
     def data_path(self, name: str) -> str: ...
+
+    @abc.abstractmethod
+    def layer(self, data: dict[str, str], size_bytes: int) -> qemuimg.Layer:
+        """The data of an image of this size, {"name", "format"}, as tools are told of it."""
 
     # -- the repository
 
@@ -118,6 +118,14 @@ class Repository(abc.ABC):
     # -- slots
 
     @abc.abstractmethod
+    def slot(self, image_id: str) -> record.Slot:
+        """The image's slot; for an id that has none, a place where nothing is. May be looked up on storage, and be
+        another's a moment later: leases are known by their names, and records say whose they are."""
+
+    @abc.abstractmethod
+    def vm_slot(self, vm_id: str) -> record.Slot: ...
+
+    @abc.abstractmethod
     def image_ids(self) -> list[str]:
         """Ids of all slots of images, also of those that have no record (their maker died, or is at it)."""
 
@@ -125,13 +133,17 @@ class Repository(abc.ABC):
     def vm_ids(self) -> list[str]: ...
 
     @abc.abstractmethod
-    def allocate(self, session: leases.Session, slot: record.Slot) -> None:
-        """Makes the slot and its leases, under the repository lease. One that exists stays as it is.
+    def allocate(self, session: leases.Session, image_id: str) -> record.Slot:
+        """Makes the image's slot and its leases, under the repository lease. One that exists stays as it is.
 
         A crash leaves at most a slot without a record, which is not an image; the next `allocate` takes it over.
         Raises `RepositoryFull`, and `IdTaken` when a VM has the id of an image or the other way round: their leases
         would have one name. Then nothing is left.
         """
+
+    @abc.abstractmethod
+    def allocate_vm(self, session: leases.Session, vm_id: str) -> record.Slot:
+        """As `allocate`."""
 
     @abc.abstractmethod
     def free(self, session: leases.Session, slot: record.Slot) -> None:
@@ -146,26 +158,40 @@ class Repository(abc.ABC):
     def data_names(self) -> list[str]: ...
 
     @abc.abstractmethod
-    def making(self, name: str) -> contextlib.AbstractContextManager[str]:
-        """Empty data `name`, in place of what a dead maker left, and its path, for a tool to fill inside the block.
+    def making(self, name: str, room_bytes: int) -> contextlib.AbstractContextManager[str]:
+        """Fresh data `name`, in place of what a dead maker left, and its path, for a tool to fill inside the block: a
+        file is empty, a volume has room for `room_bytes`, the most that is going to be written, and old bytes in it.
 
-        At the block's end all is on stable storage, the name too. Raises OSError when it could not be written.
+        At the block's end all is on stable storage, the name too. Raises `RepositoryFull`, and OSError when it could
+        not be written.
         """
 
     @abc.abstractmethod
-    def changing(self, name: str) -> contextlib.AbstractContextManager[str]:
-        """The path of data `name`, for a tool to change inside the block; on stable storage at its end.
+    def changing(self, name: str, room_bytes: int = 0) -> contextlib.AbstractContextManager[str]:
+        """The path of data `name`, for a tool to change inside the block; on stable storage at its end. A volume has
+        room for `room_bytes` then; it never shrinks.
 
-        Raises OSError when there is none, or when it could not be written.
+        Raises `RepositoryFull`, and OSError when there is none, or when it could not be written.
         """
+
+    @abc.abstractmethod
+    def reading(self, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+        """Data of these names can be read on this host inside the block. Their images' leases are held."""
 
     @abc.abstractmethod
     def remove_data(self, name: str) -> None:
-        """Removes data; none of that name is fine. It is gone from stable storage at return."""
+        """Removes data; none of that name is fine. It is gone from stable storage at return.
+
+        Raises `ImageInUse` when a volume is in use still, on any host: it stays whole.
+        """
 
     @abc.abstractmethod
     def allocated_bytes(self, name: str) -> int:
         """Space that the data takes; 0 when there is none of that name."""
+
+    def data_sizes(self) -> dict[str, int]:
+        """{name: `allocated_bytes`} of all data."""
+        return {name: self.allocated_bytes(name) for name in self.data_names()}
 
     # -- what all formats share
 
@@ -248,13 +274,16 @@ class Repository(abc.ABC):
             raise
 
     def _refuse_gone(self, error: errors.LeaseFailed, image_id: str) -> None:
-        """Raises `NoSuchImage` when the lease failed because its slot is gone."""
-        if error.facts["errno"] == leases.NO_PLACE:
+        """Raises `NoSuchImage` when the lease failed because its slot is gone, or is another's by now."""
+        errno = error.facts["errno"]
+        other = errno in {leases.DOES_NOT_EXIST, *leases.WRONG_NAME}
+        if errno == leases.NO_PLACE or (other and self.find(image_id) is None):
             raise errors.NoSuchImage(image_id=image_id, where=self.repo_id) from error
 
     @staticmethod
     def _find(slot: record.Slot) -> Record | None:
         try:
-            return record.read(slot)
+            found = record.read(slot)
         except (errors.NoRecord, FileNotFoundError):
             return None
+        return found if found["id"] == slot.name else None  # the slot was given to another meanwhile

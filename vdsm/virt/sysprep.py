@@ -12,6 +12,7 @@ overlays (`storage.overlays`). Killed during
 An abort, up to the commit, leaves the VM untouched.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -31,11 +32,6 @@ class _Disk(NamedTuple):
     image_id: str
     change: dict[str, str]
 
-    @property
-    def path(self) -> str:
-        """Of the overlay."""
-        return self.repo.data_path(self.change["data"])
-
 
 @worker.body(KIND)
 class Sysprep(wholevm.WholeVm):
@@ -51,10 +47,14 @@ class Sysprep(wholevm.WholeVm):
         ctx.stage(OVERLAY)
         for disk in disks:
             storage.overlays.begin(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
-        guestfs.sysprep(ctx, [(disk.path, _OVERLAY_FORMAT) for disk in disks])
-        for disk in disks:
-            storage.overlays.claim(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
-        self.decide(ctx, [disk.path for disk in disks])
+        with contextlib.ExitStack() as opened:
+            changing = [storage.overlays.changing(disk.repo, disk.image_id, disk.change) for disk in disks]
+            paths = [opened.enter_context(overlay) for overlay in changing]
+            guestfs.sysprep(ctx, [(path, _OVERLAY_FORMAT) for path in paths])
+            for disk in disks:
+                storage.overlays.claim(disk.repo, ctx.session, disk.image_id, disk.change, ctx.record["work"], vm)
+            self.flush(ctx, paths)
+        self.decide(ctx)
 
     def roll_forward(self, ctx: worker.Context) -> None:
         for disk in _disks(ctx.argument):

@@ -13,6 +13,7 @@ those of the new images exclusively. The VM and its disks are only read. Killed 
 The new images are snapshots from the start: complete ones never change.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -35,9 +36,9 @@ class _Copy(NamedTuple):
     def image_id(self) -> str:
         return str(self.fields["id"])
 
-    @property
-    def path(self) -> str:
-        return self.repo.data_path(self.fields["data"]["name"])
+    def changing(self) -> contextlib.AbstractContextManager[str]:
+        """The path of the whole copy, for a tool that writes it, too."""
+        return storage.copying.changing(self.repo, self.fields)
 
 
 @worker.body(KIND)
@@ -55,9 +56,14 @@ class MakeTemplate(wholevm.WholeVm):
             storage.copying.check_unchanged(copy.source, copy.chain)
             image = storage.copying.begin(copy.repo, ctx.session, copy.fields, ctx.record["work"], vm)
             layers = storage.copying.layers_of(copy.source, copy.chain)
-            storage.copying.fill(ctx, copy.repo, image, layers)
-        guestfs.sysprep(ctx, [(copy.path, copy.fields["data"]["format"]) for copy in copies])
-        self.decide(ctx, [copy.path for copy in copies])
+            with copy.source.reading(storage.copying.names_of(copy.chain)):
+                storage.copying.fill(ctx, copy.repo, image, layers)
+        with contextlib.ExitStack() as opened:
+            paths = [opened.enter_context(copy.changing()) for copy in copies]
+            formats = [copy.fields["data"]["format"] for copy in copies]
+            guestfs.sysprep(ctx, list(zip(paths, formats, strict=True)))
+            self.flush(ctx, paths)
+        self.decide(ctx)
 
     def roll_forward(self, ctx: worker.Context) -> None:
         for copy in _copies(ctx.argument):

@@ -23,11 +23,13 @@ class WholeVm(worker.Body):
     def leases(self, argument: worker.Argument) -> list[leases.Lease]:
         return [self.entity(argument).data_lease(), *(leases.Lease(*wanted) for wanted in argument["leases"])]
 
-    def decide(self, ctx: worker.Context, paths: Iterable[str]) -> None:
-        """The end of `run`: the data in `paths` is complete. Killed before the commit it is undone, after it rolled
-        forward."""
+    def flush(self, ctx: worker.Context, paths: Iterable[str]) -> None:
+        """The data in `paths` is complete: onto stable storage with it."""
         for path in paths:
             ctx.flush(path)
+
+    def decide(self, ctx: worker.Context) -> None:
+        """The end of `run`. Killed before the commit it is undone, after it rolled forward."""
         ctx.stage(COMMIT)
         ctx.commit(lambda known: known)
         self.roll_forward(ctx)

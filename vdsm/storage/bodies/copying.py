@@ -80,10 +80,11 @@ class CopyImage(Filling):
         layers = ctx.argument["layers"]
         check_unchanged(source, layers)
         _check_size(layers[0], ctx.record)
-        if ctx.record["base"] is None:
-            fill(ctx, target, ctx.record, layers_of(source, layers))
-        else:
-            fill_difference(ctx, target, ctx.record, layers_of(source, layers))
+        with source.reading(names_of(layers)):
+            if ctx.record["base"] is None:
+                fill(ctx, target, ctx.record, layers_of(source, layers))
+            else:
+                fill_difference(ctx, target, ctx.record, layers_of(source, layers))
 
 
 def _check_size(source: record.Record, target: record.Record) -> None:
@@ -110,7 +111,12 @@ def check_unchanged(source: Repository, layers: Sequence[record.Record]) -> None
 
 def layers_of(repo: Repository, images: Sequence[record.Record]) -> list[qemuimg.Layer]:
     """The files of a chain of images."""
-    return [qemuimg.Layer(repo.data_path(image["data"]["name"]), image["data"]["format"]) for image in images]
+    return [repo.layer(image["data"], image["size_bytes"]) for image in images]
+
+
+def names_of(images: Sequence[record.Record]) -> list[str]:
+    """The names of a chain's data, for `Repository.reading`."""
+    return [image["data"]["name"] for image in images]
 
 
 def fill(
@@ -123,10 +129,10 @@ def fill(
 ) -> None:
     """Makes the data of `image` a whole copy of the chain `layers`, on stable storage at return.
 
-    `grow`: the chain is smaller than the image. The worker holds the leases of all of it. Raises `RepositoryFull`,
-    before anything is written if that can be known.
+    `grow`: the chain is smaller than the image. The worker holds the leases of all of it, and its data is readable.
+    Raises `RepositoryFull`, before anything is written if that can be known.
     """
-    made = qemuimg.Layer(target.data_path(image["data"]["name"]), image["data"]["format"])
+    made = target.layer(image["data"], image["size_bytes"])
     limits = qemuimg.limits(image["size_bytes"])
     ctx.stage(MEASURE)
     required = image["size_bytes"]  # of a raw image, which is preallocated
@@ -135,13 +141,19 @@ def fill(
     if required > target.space().free_bytes:
         raise errors.RepositoryFull(repo_id=target.repo_id)
     ctx.stage(COPY)
+    room_bytes = required if image["kind"] == models.SNAPSHOT else _most_bytes(image)
     try:
-        with target.making(image["data"]["name"]):
+        with target.making(image["data"]["name"], max(required, room_bytes)):
             ctx.tool(qemuimg.convert(layers, made), on_line=qemuimg.teller(ctx.progress), limits=limits)
-            if grow:
+            if grow and not made.is_raw_volume:
                 ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, target.repo_id) from error
+
+
+def _most_bytes(image: record.Record) -> int:
+    """What the image's data may come to take: a guest may write all of a disk."""
+    return qemuimg.most_bytes(image["data"]["format"], image["size_bytes"])
 
 
 def fill_difference(
@@ -164,9 +176,15 @@ def fill_difference(
     below = [differences.Below(*one) for one in zip(layers_of(target, base), sizes, strict=True)]
     ctx.stage(COPY)
     try:
-        differences.make(ctx, target, image, layers, below)
+        with target.reading(names_of(base)):
+            differences.make(ctx, target, image, layers, below)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, target.repo_id) from error
+
+
+def changing(repo: Repository, image: record.Record) -> contextlib.AbstractContextManager[str]:
+    """The path of an image's data, for a tool that may write all of it. On stable storage at the block's end."""
+    return repo.changing(image["data"]["name"], _most_bytes(image))
 
 
 # -- for jobs that make images of their own: begin, fill, complete; or discard -----------------------------------------
@@ -189,8 +207,7 @@ def begin(
 
     Raises `ImageExists`, `IdTaken`, `RepositoryFull`. Killed: a slot without a record, or a broken image.
     """
-    slot = repo.slot(fields["id"])
-    repo.allocate(session, slot)
+    slot = repo.allocate(session, fields["id"])
     repo.keep(session, fields["id"])
     known = repo.find(fields["id"])
     if known is not None and (known["work"] or {}).get("job_id") != work["job_id"]:

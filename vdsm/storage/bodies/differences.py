@@ -39,10 +39,11 @@ def make(
     base: Sequence[Below],
 ) -> None:
     """Makes the data of `image`, which is to lie on the chain `base`, show what `chain` does. On stable storage at
-    return. Both chains top first. Raises `ToolFailed`, `Aborted`."""
-    made = qemuimg.Layer(target.data_path(image["data"]["name"]), image["data"]["format"])
+    return. Both chains top first, their data readable. Raises `ToolFailed`, `Aborted`."""
+    made = target.layer(image["data"], image["size_bytes"])
     limits = qemuimg.limits(image["size_bytes"])
-    with target.making(image["data"]["name"]), stand_in(ctx, base) as backing:
+    room_bytes = qemuimg.most_bytes(made.format, image["size_bytes"])  # a difference may be all of it
+    with target.making(image["data"]["name"], room_bytes), stand_in(ctx, base) as backing:
         ctx.tool(qemuimg.create(made, image["size_bytes"]), limits=limits)
         told = qemuimg.teller(ctx.progress)
         ctx.tool(qemuimg.rebase(made, chain, backing), on_line=told, limits=limits)

@@ -54,7 +54,8 @@ class ExportImage(worker.Body):
         copying.check_unchanged(source, argument["layers"])
         layers = copying.layers_of(source, argument["layers"])
         limits = qemuimg.limits(argument["layers"][0]["size_bytes"])
-        with hostfiles.new_file(argument["path"], argument["job_id"], argument["allowed_dirs"]) as file:
+        readable = source.reading(copying.names_of(argument["layers"]))
+        with readable, hostfiles.new_file(argument["path"], argument["job_id"], argument["allowed_dirs"]) as file:
             ctx.stage(MEASURE)
             said = ctx.tool(qemuimg.measure(layers, argument["format"]), limits=limits).stdout
             if json.loads(said)["required"] > file.free_bytes():

@@ -51,13 +51,13 @@ def image_leases(repo: Repository, argument: worker.Argument) -> list[leases.Lea
     return [repo.slot(argument["image_id"]).data_lease(), *below]
 
 
-def layers(repo: Repository, argument: worker.Argument) -> list[qemuimg.Layer]:
-    """The files of the image and of all below it, whose leases are held. Raises `RecordChanged` when the chain is not
-    the one that was claimed."""
+def claimed_chain(repo: Repository, argument: worker.Argument) -> list[record.Record]:
+    """The image and all below it, whose leases are held. Raises `RecordChanged` when the chain is not the one that was
+    claimed."""
     images = chain.down(argument["image_id"], repo.find)
     if [image["id"] for image in images[1:]] != argument["below"]:
         raise errors.RecordChanged(entity=argument["image_id"], state="it is based on other images by now")
-    return copying.layers_of(repo, images)
+    return images
 
 
 def run_tool(ctx: worker.Context, repo: Repository, argv: list[str], size_bytes: int) -> None:
@@ -121,10 +121,10 @@ class CleanLeftovers(_Clean):
     def run(self, ctx: worker.Context) -> None:
         repo, image_id = self.target(ctx.argument), ctx.argument["entity"]
         if image_id in repo.image_ids():
-            repo.allocate(ctx.session, repo.slot(image_id))  # its maker may have died before it had its leases
+            slot = repo.allocate(ctx.session, image_id)  # its maker may have died before it had its leases
             with repo.owning(ctx.session, exclusive=[image_id]):
                 _remove_unnamed(repo, image_id)
-                _free_empty(repo, ctx.session, repo.slot(image_id))
+                _free_empty(repo, ctx.session, slot)
         else:
             with ctx.session.holding([repo.lease()], LEASE_WAIT_S, patient=True):
                 if image_id in repo.image_ids():
@@ -141,9 +141,9 @@ def _remove_unnamed(repo: Repository, image_id: str) -> None:
 class CleanVmSlot(_Clean):
     def run(self, ctx: worker.Context) -> None:
         repo = self.target(ctx.argument)
-        slot = repo.vm_slot(ctx.argument["entity"])
-        if slot.name in repo.vm_ids():
-            repo.allocate(ctx.session, slot)  # as for an image
+        vm_id = ctx.argument["entity"]
+        if vm_id in repo.vm_ids():
+            slot = repo.allocate_vm(ctx.session, vm_id)  # as for an image
             with ctx.session.holding([slot.data_lease()], LEASE_WAIT_S):
                 _free_empty(repo, ctx.session, slot)
 
@@ -172,7 +172,8 @@ class CreateVirtualDisk(copying.Filling):
     def run(self, ctx: worker.Context) -> None:
         repo, disk = self.target(ctx.argument), ctx.record
         base = repo.get(disk["base"]) if disk["base"] else None
-        intents.make_data(repo, ctx.session, disk["data"], disk["size_bytes"], base["data"] if base else None)
+        limits = qemuimg.limits(disk["size_bytes"])
+        intents.make_data(repo, disk, base, lambda argv: ctx.tool(argv, limits=limits))
 
 
 @worker.body("createSnapshot")

@@ -27,7 +27,7 @@ from vdsm.storage.bodies import copying, differences, fixes
 from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
 from vdsm.storage.rules import chain, findings, models
-from vdsm.storage.steps import removal
+from vdsm.storage.steps import removal, resizing
 
 MERGE = "merge"
 PULL, PUSH = "pull", "push"
@@ -47,29 +47,40 @@ class MergeImage(fixes.Fix):
         repo = self.target(ctx.argument)
         upper, lower = ctx.record, repo.get(ctx.argument["names"]["merged"])
         _check_alone(repo, upper, lower)
-        files = fixes.layers(repo, ctx.argument)
+        images = fixes.claimed_chain(repo, ctx.argument)
         direction = _direction(repo, upper, lower)
         ctx.update(lambda known: _with_names(known, direction=direction))
         if direction == PUSH:
             repo.update(ctx.session, lower["id"], lambda found: _pushed_into(repo, found))
-            fixes.run_tool(ctx, repo, qemuimg.commit(files), upper["size_bytes"])
-            ctx.flush(files[1].path)
+            self._push(ctx, repo, images)
         else:
-            self._pull(ctx, repo, upper, files)
+            self._pull(ctx, repo, images)
         self._merged = {"data": lower["data"] if direction == PUSH else upper["data"], "base": lower["base"]}
 
-    def _pull(self, ctx: worker.Context, repo: Repository, upper: record.Record, files: list[qemuimg.Layer]) -> None:
-        top, deleted, *below = files
-        sizes = [repo.get(image_id)["size_bytes"] for image_id in ctx.argument["below"][1:]]
+    def _push(self, ctx: worker.Context, repo: Repository, images: list[record.Record]) -> None:
+        upper, lower, *below = images
+        size_bytes = upper["size_bytes"]
+        files = copying.layers_of(repo, [upper, {**lower, "size_bytes": size_bytes}, *below])
+        readable = repo.reading(copying.names_of([upper, *below]))
+        with readable, repo.changing(lower["data"]["name"], _room_bytes(repo, lower, upper)):
+            for argv in resizing.widening(files[1], lower["size_bytes"], size_bytes):
+                fixes.run_tool(ctx, repo, argv, size_bytes)
+            fixes.run_tool(ctx, repo, qemuimg.commit(files), size_bytes)
+
+    def _pull(self, ctx: worker.Context, repo: Repository, images: list[record.Record]) -> None:
+        upper, lower, *rest = images
+        top, deleted, *below = copying.layers_of(repo, images)
         with contextlib.ExitStack() as kept:
+            kept.enter_context(repo.reading(copying.names_of([lower, *rest])))
+            kept.enter_context(repo.changing(upper["data"]["name"], _room_bytes(repo, upper, lower)))
             shown = None
             if below:
-                lower = [differences.Below(*one) for one in zip(below, sizes, strict=True)]
-                shown = kept.enter_context(differences.stand_in(ctx, lower))
+                sizes = [image["size_bytes"] for image in rest]
+                stand_ins = [differences.Below(*one) for one in zip(below, sizes, strict=True)]
+                shown = kept.enter_context(differences.stand_in(ctx, stand_ins))
             argv = qemuimg.rebase(top, [deleted, *below], shown)
             fixes.run_tool(ctx, repo, argv, upper["size_bytes"])
-        ctx.tool(qemuimg.name_backing(top, below[0] if below else None))
-        ctx.flush(top.path)
+            ctx.tool(qemuimg.name_backing(top, below[0] if below else None))
 
     def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
         return {**self._merged, "status": models.settled({**known, **self._merged})}
@@ -104,6 +115,14 @@ def _direction(repo: Repository, upper: record.Record, lower: record.Record) -> 
     return direction
 
 
+def _room_bytes(repo: Repository, into: record.Record, other: record.Record) -> int:
+    """What the data of `into` takes at most when it holds that of `other` too, for the larger of the two."""
+    most = qemuimg.most_bytes(into["data"]["format"], max(into["size_bytes"], other["size_bytes"]))
+    if into["data"]["format"] == models.RAW or other["data"]["format"] == models.RAW:
+        return most
+    return min(most, sum(repo.allocated_bytes(image["data"]["name"]) for image in (into, other)))
+
+
 def _with_names(known: record.Record, **names: Any) -> record.Record:
     return {**known, "work": {**known["work"], "names": {**known["work"]["names"], **names}}}
 
@@ -119,8 +138,10 @@ class OptimizeImage(fixes.Fix):
 
     def run(self, ctx: worker.Context) -> None:
         repo = self.target(ctx.argument)
-        files = fixes.layers(repo, ctx.argument)
-        copying.fill(ctx, repo, {**ctx.record, "data": _fast(ctx.argument)}, files)
+        images = fixes.claimed_chain(repo, ctx.argument)
+        with repo.reading(copying.names_of(images)):
+            made = {**ctx.record, "data": _fast(ctx.argument)}
+            copying.fill(ctx, repo, made, copying.layers_of(repo, images))
 
     def commit(self, ctx: worker.Context, known: record.Record) -> dict[str, Any]:
         stored = {"data": _fast(ctx.argument), "base": None}
@@ -143,9 +164,10 @@ def _fast(argument: worker.Argument) -> dict[str, str]:
 @worker.body(findings.RELINK_IMAGE)
 class RelinkImage(fixes.Fix):
     def run(self, ctx: worker.Context) -> None:
-        top, *below = fixes.layers(self.target(ctx.argument), ctx.argument)
-        ctx.tool(qemuimg.name_backing(top, below[0] if below else None))
-        ctx.flush(top.path)
+        repo = self.target(ctx.argument)
+        top, *below = copying.layers_of(repo, fixes.claimed_chain(repo, ctx.argument))
+        with repo.changing(ctx.record["data"]["name"]):
+            ctx.tool(qemuimg.name_backing(top, below[0] if below else None))
 
 
 # -- both ------------------------------------------------------------------------------------------------------------
@@ -162,5 +184,5 @@ def tidy(ctx: worker.Context, repo: Repository, before: record.Record) -> None:
     for above in repo.images().values():
         if above["base"] == image["id"] and above["data"]["format"] == models.QCOW2:
             passing = contextlib.suppress(errors.ImageBusy, errors.ImageInUse, errors.NoSuchImage)
-            with passing, repo.owning(ctx.session, exclusive=[above["id"]]):
+            with passing, repo.owning(ctx.session, exclusive=[above["id"]]), repo.changing(above["data"]["name"]):
                 ctx.tool(qemuimg.name_backing(copying.layers_of(repo, [above])[0], file))

@@ -20,6 +20,7 @@ when a VM's record says "committing" and names it, to be dropped otherwise.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from vdsm import errors, ids, leases, record
@@ -45,12 +46,22 @@ def begin(
     """
     disk = repo.get(disk_id)
     models.check_usable(disk, models.DISK)
-    slot = repo.slot(change["hidden"])
-    repo.allocate(session, slot)
+    slot = repo.allocate(session, change["hidden"])
     repo.keep(session, change["hidden"])
     record.create(slot, _hidden(repo, disk, change, work, vm))
-    overlay = {"name": change["data"], "format": models.QCOW2}
-    intents.make_data(repo, session, overlay, disk["size_bytes"], disk["data"])
+    intents.make_data(repo, {**disk, "data": _overlay(change)}, disk, intents.quickly(repo, session, disk))
+
+
+def _overlay(change: Change) -> dict[str, str]:
+    return {"name": change["data"], "format": models.QCOW2}
+
+
+@contextlib.contextmanager
+def changing(repo: Repository, disk_id: str, change: Change) -> Iterator[str]:
+    """The overlay's path, for a tool that writes it and reads all that it lies on. On stable storage at the end."""
+    below = [image["data"]["name"] for image in chain.down(disk_id, repo.find)]
+    with repo.reading(below), repo.changing(change["data"]) as path:
+        yield path
 
 
 def _hidden(
@@ -113,8 +124,7 @@ def commit(repo: Repository, session: leases.Session, disk_id: str, change: Chan
 
 
 def _on_overlay(repo: Repository, disk: record.Record, change: Change) -> record.Record:
-    overlay = {"name": change["data"], "format": models.QCOW2}
-    return models.done(disk, data=overlay, base=change["hidden"])
+    return models.done(disk, data=_overlay(change), base=change["hidden"])
 
 
 def drop(repo: Repository, session: leases.Session, disk_id: str, change: Change) -> None:

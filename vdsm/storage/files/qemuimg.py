@@ -18,16 +18,31 @@ from vdsm.storage.rules import models
 QUICK_S = 25.0
 # What the C library calls ENOSPC and EDQUOT; tools run with LC_ALL=C.UTF-8.
 _FULL = ("No space left on device", "Disk quota exceeded")
+# Of the qcow2 images that are made here.
+_CLUSTER_BYTES = 64 * sizes.KIB
+_TABLE_ENTRIES = _CLUSTER_BYTES // 8
+_COUNTS = _CLUSTER_BYTES // 2
+_SPARE_CLUSTERS = 16  # the header, and what is moved while tables grow
 # Parallel coroutines of a raw copy: what it takes to keep a disk busy.
 _COROUTINES = 16
 _CACHED, _UNCACHED = {"direct": False}, {"direct": True}
 
 
 class Layer(NamedTuple):
-    """One image file of a chain."""
+    """One image file of a chain.
+
+    `size_bytes` says that it is a volume: its length is no property of the image, which has this one, and it holds old
+    bytes where nothing was written (trap 40). `driver` is QEMU's for the path: "host_device" for a block device.
+    """
 
     path: str
     format: str
+    size_bytes: int | None = None
+    driver: str = "file"
+
+    @property
+    def is_raw_volume(self) -> bool:
+        return self.format == models.RAW and self.size_bytes is not None
 
 
 def source(chain: Sequence[Layer]) -> str:
@@ -40,15 +55,20 @@ def source(chain: Sequence[Layer]) -> str:
 
 def _node(layer: Layer, below: dict[str, Any] | None) -> dict[str, Any]:
     """A layer on the node `below`, in QEMU's words. None is an explicit end; what is raw has nothing below it."""
-    node: dict[str, Any] = {"driver": layer.format, "file": {"driver": "file", "filename": layer.path}}
-    return node if layer.format == models.RAW else {**node, "backing": below}
+    node: dict[str, Any] = {"driver": layer.format, "file": {"driver": layer.driver, "filename": layer.path}}
+    if layer.format != models.RAW:
+        return {**node, "backing": below}
+    return node if layer.size_bytes is None else {**node, "size": layer.size_bytes}
 
 
 def create(target: Layer, size_bytes: int, backing: Layer | None = None) -> list[str]:
-    """An empty image; a raw one preallocated. With `backing` an overlay, which is not opened: its format is told.
+    """An empty image; a raw one preallocated, or, on a volume, written whole. With `backing` an overlay, which is not
+    opened: its format is told.
 
     The header names the backing relative to the overlay, so that a repository may move.
     """
+    if target.is_raw_volume:
+        return zero(target, 0, size_bytes)
     where = ["-u", "-b", backing.path.rpartition("/")[2], "-F", backing.format] if backing else []
     options = ["-o", "preallocation=falloc"] if target.format == models.RAW else []
     return ["qemu-img", "create", "-q", "-f", target.format, *options, *where, target.path, str(size_bytes)]
@@ -58,13 +78,33 @@ def convert(chain: Sequence[Layer], target: Layer, *, sparse: bool = False) -> l
     """A whole copy of `chain`, made anew, with progress on its output.
 
     Raw targets are written out of order, which is fastest, and preallocated unless they are to be `sparse`; a qcow2
-    written out of order would have its clusters scattered.
+    written out of order would have its clusters scattered. A raw volume is taken as it is, and written with all zeros.
     """
     fast = ["-W", "-m", str(_COROUTINES)] if target.format == models.RAW else []
-    if target.format == models.RAW and not sparse:
+    if target.is_raw_volume:
+        fast += ["-n"]
+    elif target.format == models.RAW and not sparse:
         fast += ["-o", "preallocation=falloc"]
     uncached = ["-t", "none", "-T", "none"]
     return ["qemu-img", "convert", "-p", *fast, *uncached, "-O", target.format, source(chain), target.path]
+
+
+def zero(target: Layer, offset: int, length: int) -> list[str]:
+    """Writes zeros into a part of a raw volume, as the device does that best."""
+    nothing = "json:" + json.dumps({"driver": "null-co", "size": length, "read-zeroes": True})
+    where = f"driver=raw,offset={offset},size={length},file.driver={target.driver},file.filename={target.path}"
+    return ["qemu-img", "convert", "-n", "-t", "none", "--target-image-opts", nothing, where]
+
+
+def most_bytes(data_format: str, size_bytes: int) -> int:
+    """What an image of this size takes at most, with every cluster written."""
+    if data_format == models.RAW:
+        return size_bytes
+    clusters = -(-size_bytes // _CLUSTER_BYTES)
+    tables = -(-clusters // _TABLE_ENTRIES)
+    tables += -(-tables // _TABLE_ENTRIES)  # of L2 and L1, 8 bytes an entry
+    counts = -(-(clusters + tables) // _COUNTS) + 1  # a cluster of refcounts, 2 bytes each, and their table
+    return (clusters + tables + counts + -(-counts // _TABLE_ENTRIES) + _SPARE_CLUSTERS) * _CLUSTER_BYTES
 
 
 def stand_in(path: str, layer: Layer, size_bytes: int, below: str | None) -> list[str]:

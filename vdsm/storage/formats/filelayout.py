@@ -17,11 +17,12 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vdsm import errors, ids, leases, record
 from vdsm.storage import repository
+from vdsm.storage.files import qemuimg
 from vdsm.storage.rules import models
 
 DIRECTORIES = ("images", "vms", "data")
@@ -41,12 +42,6 @@ class FileLayout(repository.Repository):
     def lease(self) -> leases.Lease:
         return self._header_slot(f"{self.place}/{_HEADER}").record_lease()
 
-    def slot(self, image_id: str) -> record.Slot:
-        return self._slot("images", image_id)
-
-    def vm_slot(self, vm_id: str) -> record.Slot:
-        return self._slot("vms", vm_id)
-
     def _slot(self, directory: str, name: str) -> record.Slot:
         """Ids come from callers, names of data from records that any host may have written: none leads elsewhere."""
         return record.Slot(self.name, name, f"{self.place}/{directory}/{ids.check_uuid(name, 'id')}", 0)
@@ -55,6 +50,9 @@ class FileLayout(repository.Repository):
         if not _DATA_NAME.fullmatch(name):
             raise errors.InvalidParameters(parameter="data", reason="not a name of data")
         return f"{self.place}/data/{name}"
+
+    def layer(self, data: dict[str, str], size_bytes: int) -> qemuimg.Layer:
+        return qemuimg.Layer(self.data_path(data["name"]), data["format"])
 
     def _header_slot(self, path: str) -> record.Slot:
         """The repository's own file as a slot: its "record lease" is the repository lease."""
@@ -131,13 +129,25 @@ class FileLayout(repository.Repository):
 
     # -- slots
 
+    def slot(self, image_id: str) -> record.Slot:
+        return self._slot("images", image_id)
+
+    def vm_slot(self, vm_id: str) -> record.Slot:
+        return self._slot("vms", vm_id)
+
     def image_ids(self) -> list[str]:
         return [name for name in _names(f"{self.place}/images") if re.fullmatch(ids.UUID_PATTERN, name)]
 
     def vm_ids(self) -> list[str]:
         return [name for name in _names(f"{self.place}/vms") if re.fullmatch(ids.UUID_PATTERN, name)]
 
-    def allocate(self, session: leases.Session, slot: record.Slot) -> None:
+    def allocate(self, session: leases.Session, image_id: str) -> record.Slot:
+        return self._allocate(session, self.slot(image_id))
+
+    def allocate_vm(self, session: leases.Session, vm_id: str) -> record.Slot:
+        return self._allocate(session, self.vm_slot(vm_id))
+
+    def _allocate(self, session: leases.Session, slot: record.Slot) -> record.Slot:
         with session.holding([self.lease()], repository.LEASE_WAIT_S, patient=True):
             known = os.path.lexists(slot.path)  # under the repository lease: the truth
             if not known:
@@ -152,6 +162,7 @@ class FileLayout(repository.Repository):
                 raise
             leases.initialise(slot.data_lease(), self.sector_bytes)
             leases.initialise(slot.record_lease(), self.sector_bytes)
+        return slot
 
     def _refuse_taken(self, wanted: record.Slot) -> None:
         for owner, slot in (("an image", self.slot(wanted.name)), ("a VM", self.vm_slot(wanted.name))):
@@ -180,7 +191,7 @@ class FileLayout(repository.Repository):
         return [name for name in _names(f"{self.place}/data") if _DATA_NAME.fullmatch(name)]
 
     @contextlib.contextmanager
-    def making(self, name: str) -> Iterator[str]:
+    def making(self, name: str, room_bytes: int) -> Iterator[str]:
         """See `Repository.making`. The file stays open meanwhile: a write-back error that the tool did not look for
         is still told to this descriptor when it is flushed (trap 27)."""
         path = self.data_path(name)
@@ -190,12 +201,15 @@ class FileLayout(repository.Repository):
         _flush(f"{self.place}/data")
 
     @contextlib.contextmanager
-    def changing(self, name: str) -> Iterator[str]:
+    def changing(self, name: str, room_bytes: int = 0) -> Iterator[str]:
         """See `Repository.changing`; open meanwhile as in `making`."""
         path = self.data_path(name)
         with _opened(path, os.O_RDWR) as fd:
             yield path
             os.fdatasync(fd)
+
+    def reading(self, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def remove_data(self, name: str) -> None:
         _remove(self.data_path(name))

@@ -29,8 +29,7 @@ def survey(
 ) -> findings.Survey:
     """What the repository holds. `active` are the ids of the jobs that this host's agent has; with `takeover` work in
     another host's queue counts as nobody's. `held` are the ids of entities whose leases the caller has exclusively."""
-    names = repo.data_names()
-    data = {name: repo.allocated_bytes(name) for name in names}
+    data = repo.data_sizes()
     look = _Look(repo, active, takeover, held)
     images = {image_id: look.at(repo.slot(image_id)) for image_id in repo.image_ids()}
     vms = {vm_id: look.at(repo.vm_slot(vm_id)) for vm_id in repo.vm_ids()}
@@ -48,8 +47,9 @@ def survey(
 
 
 def _headers(repo: Repository, images: Iterable[Record]) -> Iterator[tuple[str, dict[str, str | None] | None]]:
-    """See `findings.Survey`. One that cannot be read now, for its image is just changing, is left out."""
-    for image in images:
+    """See `findings.Survey`. One that cannot be read now, for its image is just changing, is left out; so are volumes,
+    each of which would have to be activated for it."""
+    for image in images if repo.abilities.thin else ():
         if image["data"]["format"] == models.QCOW2 and image["status"] != models.BROKEN and not image["deleted"]:
             with contextlib.suppress(errors.BadImageFile):
                 header = imageheader.read(repo.data_path(image["data"]["name"]), {models.QCOW2})

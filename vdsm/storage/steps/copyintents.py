@@ -13,7 +13,7 @@ from vdsm import errors, ids, leases, record, sizes, undo
 from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
 from vdsm.storage.rules import chain, models
-from vdsm.storage.steps import intents, removal
+from vdsm.storage.steps import intents, reading, removal
 
 Argument = dict[str, Any]
 Answer = dict[str, Any]
@@ -22,8 +22,8 @@ Answer = dict[str, Any]
 _EMPTY_BYTES = sizes.MIB
 
 
-def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> list[record.Record]:
-    """The image that is to be copied and all it is based on, top first, if nobody is writing them now.
+def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
+    """The image that is to be copied and all it is based on, if nobody is writing them now: as `reading.chained`.
 
     argument: image_id, generation (expected, or None). Makes nothing but what an open snapshot still lacks.
     """
@@ -34,7 +34,7 @@ def plan_copy(repo: Repository, session: leases.Session, argument: Argument) -> 
         layers = chain.down(image_id, repo.find)
         models.check_usable(layers[0])
         models.check_generation(layers[0], argument["generation"])
-    return layers
+        return reading.chained(repo, layers)
 
 
 def begin_copy(repo: Repository, session: leases.Session, argument: Argument) -> Answer:
@@ -60,12 +60,12 @@ def begin_copy(repo: Repository, session: leases.Session, argument: Argument) ->
     if fast and repo.space().free_bytes < argument["size_bytes"]:
         raise errors.RepositoryFull(repo_id=repo.repo_id)
     with _frozen(repo, session, argument) as base:
-        repo.allocate(session, repo.slot(image_id))
+        slot = repo.allocate(session, image_id)
         with repo.owning(session, exclusive=[image_id]), undo.Stack() as steps:
             known = intents.same_request(repo, argument)
             if known is None:
                 steps.push("remove the slot", lambda: removal.discard(repo, session, image_id))
-                known = record.create(repo.slot(image_id), _target(repo, argument, base))  # [C]
+                known = record.create(slot, _target(repo, argument, base))  # [C]
             return intents.answer(known)
 
 
@@ -112,7 +112,7 @@ def _half(repo: Repository, session: leases.Session, disk: record.Record) -> Ite
             yield below["id"]
         return
     hidden_id = ids.new()
-    repo.allocate(session, repo.slot(hidden_id))
+    repo.allocate(session, hidden_id)
     with repo.owning(session, exclusive=[hidden_id]):
         asked: Argument = {"image_id": hidden_id, "user_data": {}, "digest": "", "generation": None, "hidden": True}
         yield str(intents.split(repo, session, disk, asked)["id"])
@@ -120,11 +120,12 @@ def _half(repo: Repository, session: leases.Session, disk: record.Record) -> Ite
 
 def _is_empty(repo: Repository, session: leases.Session, disk: record.Record) -> bool:
     """Whether the disk's data, an overlay, holds nothing itself."""
-    data = disk["data"]
-    if repo.allocated_bytes(data["name"]) > _EMPTY_BYTES:
+    data, size_bytes = disk["data"], disk["size_bytes"]
+    if repo.abilities.thin and repo.allocated_bytes(data["name"]) > _EMPTY_BYTES:
         return False
-    layer = qemuimg.Layer(repo.data_path(data["name"]), data["format"])
-    said = qemuimg.run(qemuimg.extents(layer), (session.fd, *repo.tool_fds), disk["size_bytes"])
+    with repo.reading([data["name"]]):
+        argv = qemuimg.extents(repo.layer(data, size_bytes))
+        said = qemuimg.run(argv, (session.fd, *repo.tool_fds), size_bytes)
     return not any(extent["present"] for extent in json.loads(said))
 
 

@@ -43,15 +43,13 @@ def create_virtual_disk(repo: Repository, session: leases.Session, argument: Arg
         size_bytes = argument["size_bytes"]
         if base_id:
             size_bytes = _above(repo.get(base_id), size_bytes)
-        repo.allocate(session, repo.slot(image_id))
+        slot = repo.allocate(session, image_id)
         with repo.owning(session, exclusive=[image_id]):
             known = same_request(repo, argument)
             with undo.Stack() as steps:
                 steps.push("remove the disk", lambda: removal.discard(repo, session, image_id))
                 if known is None:
-                    known = record.create(
-                        repo.slot(image_id), _empty_disk(repo, {**argument, "size_bytes": size_bytes})
-                    )  # [C]
+                    known = record.create(slot, _empty_disk(repo, {**argument, "size_bytes": size_bytes}))  # [C]
                 if not argument.get("auto_fix", True):
                     return answer(known)
                 return answer(_fill_disk(repo, session, image_id))
@@ -80,23 +78,26 @@ def _fill_disk(repo: Repository, session: leases.Session, image_id: str) -> reco
     if disk["status"] != models.BROKEN:
         return disk
     base = repo.get(disk["base"]) if disk["base"] else None
-    make_data(repo, session, disk["data"], disk["size_bytes"], base["data"] if base else None)
+    make_data(repo, disk, base, quickly(repo, session, disk))
     return repo.update(session, image_id, lambda found: models.done(found))
 
 
-def make_data(
-    repo: Repository,
-    session: leases.Session,
-    data: dict[str, str],
-    size_bytes: int,
-    backing: dict[str, str] | None,
-) -> None:
-    """Empty data, or an overlay on the data `backing`, on stable storage at return. Replaces data of that name."""
-    below = qemuimg.Layer(repo.data_path(backing["name"]), backing["format"]) if backing else None
+Tool = Callable[[list[str]], object]
+
+
+def quickly(repo: Repository, session: leases.Session, image: record.Record) -> Tool:
+    """Runs qemu-img on the image's data within the call."""
+    return lambda argv: qemuimg.run(argv, (session.fd, *repo.tool_fds), image["size_bytes"])
+
+
+def make_data(repo: Repository, image: record.Record, base: record.Record | None, tool: Tool) -> None:
+    """The image's data, empty, or an overlay on that of `base`, on stable storage at return. Replaces data of that
+    name. There is room for all that a guest may write."""
+    data, size_bytes = image["data"], image["size_bytes"]
+    below = repo.layer(base["data"], base["size_bytes"]) if base else None
     try:
-        with repo.making(data["name"]) as path:
-            argv = qemuimg.create(qemuimg.Layer(path, data["format"]), size_bytes, below)
-            qemuimg.run(argv, (session.fd, *repo.tool_fds), size_bytes)
+        with repo.making(data["name"], qemuimg.most_bytes(data["format"], size_bytes)):
+            tool(qemuimg.create(repo.layer(data, size_bytes), size_bytes, below))
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, repo.repo_id) from error
 
@@ -120,7 +121,7 @@ def create_snapshot(repo: Repository, session: leases.Session, argument: Argumen
     if known is not None and known["status"] != models.BROKEN:
         return answer(known)
     _check_disk(disk, argument)
-    repo.allocate(session, repo.slot(image_id))
+    repo.allocate(session, image_id)
     with repo.owning(session, exclusive=[disk_id, image_id]):
         disk, known = repo.get(disk_id), same_request(repo, argument)
         if chain.open_snapshot(disk) == image_id:  # the same request has come so far meanwhile, and died
@@ -214,7 +215,7 @@ def make_snapshot(
     repo: Repository, session: leases.Session, disk: record.Record, names: dict[str, str]
 ) -> record.Record:
     """Makes the disk's overlay, and completes the snapshot's record; returns that. `names` are those of the work."""
-    make_data(repo, session, _based(names)["data"], disk["size_bytes"], disk["data"])
+    make_data(repo, {**disk, **_based(names)}, disk, quickly(repo, session, disk))
     snapshot = repo.get(names["snapshot"])
     if snapshot["status"] == models.BROKEN:
         snapshot = repo.update(session, snapshot["id"], lambda found: models.done(found))

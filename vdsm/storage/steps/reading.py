@@ -20,13 +20,18 @@ def find(repo: Repository, argument: Argument) -> Record | None:
 
 def image(repo: Repository, argument: Argument) -> Record:
     """The record of `image_id` and the space that it takes by itself (`allocated_bytes`). Deleted ones are gone."""
-    return _shown(repo, _existing(repo, argument["image_id"]))
+    found = _existing(repo, argument["image_id"])
+    return {**found, "allocated_bytes": repo.allocated_bytes(found["data"]["name"])}
 
 
 def images(repo: Repository, argument: Argument) -> list[Record]:
     """All images as `image` answers them, in the order in which they were made."""
     found = [known for known in repo.images().values() if not known["deleted"]]
-    return [_shown(repo, known) for known in sorted(found, key=lambda known: (known["created"], known["id"]))]
+    taken = repo.data_sizes()
+    return [
+        {**known, "allocated_bytes": taken.get(known["data"]["name"], 0)}
+        for known in sorted(found, key=lambda known: (known["created"], known["id"]))
+    ]
 
 
 def status(repo: Repository, argument: Argument) -> dict[str, Any]:
@@ -70,11 +75,15 @@ def owners(repo: Repository, slot: record.Slot) -> list[dict[str, int]] | None:
 
 
 def layers(repo: Repository, argument: Argument) -> dict[str, Any]:
-    """{"images": the record of `image_id` and of all it is based on, top first, "holder": who of this host's processes
-    holds the top one's data lease, in words, or None}."""
+    """`chained`, and "holder": who of this host's processes holds the data lease of `image_id`, in words, or None."""
     lease = repo.slot(argument["image_id"]).data_lease()
     holder = leases.holder(lease) if leases.local_pids(lease) else None
-    return {"images": chain.down(argument["image_id"], repo.find), "holder": holder}
+    return {**chained(repo, chain.down(argument["image_id"], repo.find)), "holder": holder}
+
+
+def chained(repo: Repository, images: list[Record]) -> dict[str, Any]:
+    """{"images": records of an image and of all it is based on, top first, "slots": theirs}."""
+    return {"images": images, "slots": [list(repo.slot(image["id"])) for image in images]}
 
 
 def vm(repo: Repository, argument: Argument) -> Record | None:
@@ -87,7 +96,3 @@ def _existing(repo: Repository, image_id: str) -> Record:
     if found["deleted"]:
         raise errors.NoSuchImage(image_id=image_id, where=repo.repo_id)
     return found
-
-
-def _shown(repo: Repository, found: Record) -> Record:
-    return {**found, "allocated_bytes": repo.allocated_bytes(found["data"]["name"])}

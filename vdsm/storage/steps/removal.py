@@ -102,10 +102,10 @@ def discard_held(repo: Repository, session: leases.Session, image_id: str) -> No
     The lease is the worker's already, or is taken here; it goes with the slot.
     """
     if image_id in repo.image_ids():
-        repo.allocate(session, repo.slot(image_id))  # a dead maker's may lack its leases
+        slot = repo.allocate(session, image_id)  # a dead maker's may lack its leases
         repo.keep(session, image_id)
         discard(repo, session, image_id)
-        session.release([repo.slot(image_id).data_lease()])
+        session.release([slot.data_lease()])
 
 
 def entities(repo: Repository) -> list[record.Record]:

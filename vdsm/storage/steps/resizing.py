@@ -72,15 +72,24 @@ def _withdraw(repo: Repository, session: leases.Session, before: record.Record) 
 
 def set_size(repo: Repository, session: leases.Session, disk: record.Record, size_bytes: int) -> None:
     """The disk's data has this size, on stable storage."""
-    data = disk["data"]
+    data, known_bytes = disk["data"], disk["size_bytes"]
     try:
-        with repo.changing(data["name"]) as path:
-            argv = qemuimg.resize(qemuimg.Layer(path, data["format"]), size_bytes)
-            qemuimg.run(argv, (session.fd, *repo.tool_fds), size_bytes)
+        with repo.changing(data["name"], qemuimg.most_bytes(data["format"], size_bytes)) as path:
+            layer = repo.layer(data, size_bytes)
+            resized = widening(layer, known_bytes, size_bytes)
+            for argv in resized if layer.is_raw_volume else [qemuimg.resize(layer, size_bytes)]:
+                qemuimg.run(argv, (session.fd, *repo.tool_fds), size_bytes)
             if data["format"] == models.RAW:
                 _allocate(path, size_bytes)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, repo.repo_id) from error
+
+
+def widening(layer: qemuimg.Layer, known_bytes: int, size_bytes: int) -> list[list[str]]:
+    """What a raw volume needs before it is used to a larger size: it holds old bytes there (trap 40). Nothing else
+    needs anything."""
+    grown_bytes = size_bytes - known_bytes
+    return [qemuimg.zero(layer, known_bytes, grown_bytes)] if layer.is_raw_volume and grown_bytes > 0 else []
 
 
 def _allocate(path: str, size_bytes: int) -> None:

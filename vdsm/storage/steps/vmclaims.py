@@ -13,8 +13,8 @@ from vdsm.storage.rules import models
 Argument = dict[str, Any]
 
 
-def claim_vm(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
-    """Writes work "queued" into the VM's record, and returns it. A claim of the same job is left as it is.
+def claim_vm(repo: Repository, session: leases.Session, argument: Argument) -> dict[str, Any]:
+    """Writes work "queued" into the VM's record: {"slot", "record"}. A claim of the same job is left as it is.
 
     argument: vm_id, job_id, kind, generation (expected, or None), names (of what is going to be made). Raises
     `NoSuchVm`, `VmRuns` naming who holds the VM, `GenerationMismatch`. Killed: the VM is claimed or it is not.
@@ -26,7 +26,8 @@ def claim_vm(repo: Repository, session: leases.Session, argument: Argument) -> r
     try:
         with session.holding([slot.data_lease()], LEASE_WAIT_S):
             since = repo.host_generation(slot)
-            return record.update(session, slot, lambda vm: _claimed(repo, vm, argument, since))
+            known = record.update(session, slot, lambda vm: _claimed(repo, vm, argument, since))
+            return {"slot": list(slot), "record": known}
     except errors.LeaseHeld as error:
         raise errors.VmRuns(vm_id=vm_id, holder=error.facts["holder"]) from error
 

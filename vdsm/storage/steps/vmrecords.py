@@ -24,8 +24,9 @@ _BLANK = {
 }
 
 
-def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> record.Record:
-    """The VM's record; made with `fields` if there is none, left as it is otherwise. argument: vm_id, fields.
+def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> dict[str, Any]:
+    """{"slot", "record"} of the VM; made with `fields` if there is none, left as it is otherwise. argument: vm_id,
+    fields.
 
     Raises `IdTaken` for an image's id. Killed: the record is there whole or not at all; at most a slot without a record
     is left.
@@ -33,13 +34,13 @@ def ensure_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     vm_id = argument["vm_id"]
     slot, known = repo.vm_slot(vm_id), repo.find_vm(vm_id)
     if known is None:
-        repo.allocate(session, slot)
+        slot = repo.allocate_vm(session, vm_id)
         with session.holding([slot.record_lease()], LEASE_WAIT_S, patient=True):
             known = repo.find_vm(vm_id)  # two may have found none
             if known is None:
                 fields = {**_BLANK, "id": vm_id, "writer": models.writer(repo.host_id), **argument["fields"]}
                 known = record.create(slot, fields)
-    return known
+    return {"slot": list(slot), "record": known}
 
 
 def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> None:
@@ -53,7 +54,7 @@ def remove_vm(repo: Repository, session: leases.Session, argument: Argument) -> 
     if vm_id not in repo.vm_ids():
         raise errors.NoSuchLease(lease_id=vm_id, repo_id=repo.repo_id)
     if repo.find_vm(vm_id) is None:
-        repo.allocate(session, slot)  # a dead maker's may lack its leases
+        repo.allocate_vm(session, vm_id)  # a dead maker's may lack its leases
     with session.holding([slot.data_lease()], LEASE_WAIT_S):
         known = repo.find_vm(vm_id)
         if known is not None and models.is_open(known):
