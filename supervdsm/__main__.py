@@ -35,7 +35,8 @@ def main() -> int:
 def _serve(options: argparse.Namespace) -> None:
     if os.geteuid() != 0:
         raise settings.SettingsError("it must run as root")
-    context = settings.resolve(options.user, options.group, options.storage_group, options.localfs_dir)
+    names = (options.user, options.group, options.storage_group)
+    context = settings.resolve(*names, options.localfs_dir, options.mount_dir)
     settings.check_place("--audit", options.audit)
     if options.log:
         settings.check_place("--log", options.log)
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", default="vdsm", help="group of the socket (%(default)s)")
     parser.add_argument("--storage-group", default="kvm", help="group of repository directories (%(default)s)")
     parser.add_argument("--localfs-dir", action="append", default=[], help="repositories may lie under it; repeatable")
+    parser.add_argument("--mount-dir", default="/run/vdsm-mounts", help="exports are mounted under it (%(default)s)")
     parser.add_argument("--audit", type=_absolute, default="/var/log/supervdsm/audit.log", help="(%(default)s)")
     parser.add_argument("--log", type=_absolute, help="log file (standard error)")
     return parser

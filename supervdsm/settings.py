@@ -25,9 +25,11 @@ class Settings:
     storage_gid: int
     # Repository directories are made and changed directly or deeper under these, nowhere else.
     localfs_dirs: tuple[str, ...]
+    # NFS exports are mounted directly under it; it is made when it is needed.
+    mount_dir: str = "/run/vdsm-mounts"
 
 
-def resolve(user: str, group: str, storage_group: str, localfs_dirs: Sequence[str]) -> Settings:
+def resolve(user: str, group: str, storage_group: str, localfs_dirs: Sequence[str], mount_dir: str) -> Settings:
     """Settings from names. Raises `SettingsError`."""
     try:
         uid = pwd.getpwnam(user).pw_uid
@@ -36,7 +38,10 @@ def resolve(user: str, group: str, storage_group: str, localfs_dirs: Sequence[st
         raise SettingsError(str(error.args[0])) from error
     for path in localfs_dirs:
         _check_root(path)
-    return Settings(uid, gid, storage_gid, tuple(localfs_dirs))
+    if not contract.is_absolute_path(mount_dir):
+        raise SettingsError(f"--mount-dir {mount_dir}: give an absolute path without '.', '..' or a slash at the end")
+    check_place("--mount-dir", mount_dir)
+    return Settings(uid, gid, storage_gid, tuple(localfs_dirs), mount_dir)
 
 
 def check_place(option: str, path: str) -> None:

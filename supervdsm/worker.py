@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from supervdsm import calls, contract, directories, hardware, settings
+from supervdsm import calls, contract, directories, hardware, mounts, settings
 
 log = logging.getLogger("supervdsm.worker")
 
@@ -18,6 +18,8 @@ log = logging.getLogger("supervdsm.worker")
 ROOMS: dict[type[contract.Call[Any]], Callable[[Any, settings.Settings], Any]] = {
     calls.GetHardwareInfo: hardware.get_hardware_info,
     calls.PrepareDirectory: directories.prepare_directory,
+    calls.MountNfs: mounts.mount_nfs,
+    calls.UnmountNfs: mounts.unmount_nfs,
 }
 
 # Seconds after its deadline at which a worker ends by itself, in case its session was killed and cannot end it.

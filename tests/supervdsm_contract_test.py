@@ -23,6 +23,11 @@ SAMPLES: list[tuple[contract.Call[Any], Any]] = [
         calls.HardwareInfo("ACME", "Box", None, "S1", "u", "F", reasons={"version": "product_version is empty"}),
     ),
     (calls.PrepareDirectory(path="/srv/a"), calls.PreparedDirectory(path="/srv/a", created=True)),
+    (
+        calls.MountNfs(server="nas.example.com", export="/a b", version="4.2"),
+        calls.NfsMount("/run/m/x", "denied", "access denied by server"),
+    ),
+    (calls.UnmountNfs(server="[fe80::1]", export="/", version="3", lazy=True), calls.NfsUnmount(was_mounted=False)),
 ]
 
 

@@ -5,5 +5,15 @@ Standard library only: the agent and the root helper both load this.
 
 from supervdsm.calls.directories import PreparedDirectory, PrepareDirectory
 from supervdsm.calls.hardware import GetHardwareInfo, HardwareInfo
+from supervdsm.calls.mounts import MountNfs, NfsMount, NfsUnmount, UnmountNfs
 
-__all__ = ["GetHardwareInfo", "HardwareInfo", "PrepareDirectory", "PreparedDirectory"]
+__all__ = [
+    "GetHardwareInfo",
+    "HardwareInfo",
+    "MountNfs",
+    "NfsMount",
+    "NfsUnmount",
+    "PrepareDirectory",
+    "PreparedDirectory",
+    "UnmountNfs",
+]
