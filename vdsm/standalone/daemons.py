@@ -39,10 +39,14 @@ def environment(place: layout.Layout) -> dict[str, str]:
 
 
 def sanlock(place: layout.Layout, host_name: str) -> Daemon:
-    """Runs as root, so that it can kill whoever holds a lease. 64 threads: with the default 8, eight calls stuck on
-    one frozen repository starve all others."""
-    argv = ["sanlock", "daemon", "-D", "-L", "-1", "-S", "-1", "-w", "0", "-t", "64"]
-    argv += ["-U", "root", "-G", ground.STORAGE_GROUP, "-e", host_name]
+    """Runs as its own user, with the groups of images and of disks: root is nobody on an export that squashes it. It
+    keeps root's right to kill, since whoever holds a lease must be killed, be it the agent's, QEMU or root's. 64
+    threads: with the default 8, eight calls stuck on one frozen repository starve all others."""
+    argv = ["setpriv", "--reuid", ground.SANLOCK_USER, "--regid", ground.STORAGE_GROUP]
+    argv += ["--groups", f"{ground.STORAGE_GROUP},{ground.DISK_GROUP}"]
+    argv += ["--inh-caps", "-all,+kill", "--ambient-caps", "-all,+kill", "--"]
+    argv += ["sanlock", "daemon", "-D", "-L", "-1", "-S", "-1", "-w", "0", "-t", "64"]
+    argv += ["-U", ground.SANLOCK_USER, "-G", ground.STORAGE_GROUP, "-e", host_name]
     return Daemon("sanlock", tuple(argv), place.sanlock_socket, 20)
 
 
@@ -61,6 +65,7 @@ def libvirtd(place: layout.Layout) -> Daemon:
 def supervdsmd(place: layout.Layout) -> Daemon:
     argv = [*PYTHON, "supervdsm", "--socket", str(place.helper_socket), "--user", ground.USER, "--group", ground.USER]
     argv += ["--storage-group", ground.STORAGE_GROUP, "--localfs-dir", str(place.storage), "--audit", str(place.audit)]
+    argv += ["--mount-dir", str(place.mounts)]
     return Daemon("supervdsmd", tuple(argv), place.helper_socket, 30)
 
 

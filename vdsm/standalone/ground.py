@@ -24,6 +24,8 @@ USER = "vdsm"
 # QEMU's group: it opens the images of repositories, and talks to sanlock.
 STORAGE_GROUP = "kvm"
 QEMU_USER = "libvirt-qemu"
+# Of Debian's package, and the group of disks, to which it belongs there.
+SANLOCK_USER, DISK_GROUP = "sanlock", "disk"
 
 # A shell of `su` lacks the system's own directories.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -101,7 +103,7 @@ def make_directories(place: layout.Layout) -> None:
     agent = pwd.getpwnam(USER)
     storage_gid = grp.getgrnam(STORAGE_GROUP).gr_gid
     place.run_dir.chmod(0o755)
-    for directory in (place.code, place.config.parent, place.sanlock, place.logs, place.private_run):
+    for directory in (place.code, place.config.parent, place.logs, place.private_run):
         directory.mkdir(mode=0o755)
     for directory in (place.imports, place.storage, place.boot):
         directory.mkdir(mode=0o755)
@@ -111,6 +113,7 @@ def make_directories(place: layout.Layout) -> None:
     for name in ("etc", "lib", "cache", "log", "run"):
         (place.libvirt / name).mkdir(mode=0o755)
     (place.logs / "libvirt").mkdir()  # the mount point of libvirt's own logs
+    _make(place.sanlock, 0o755, pwd.getpwnam(SANLOCK_USER).pw_uid, storage_gid)
     # Root's with the sticky bit: the agent makes its socket there, and cannot replace the root helper's.
     _make(place.sockets, 0o1775, 0, agent.pw_gid)
     _make(place.console, 0o2770, agent.pw_uid, storage_gid)

@@ -115,6 +115,11 @@ class Layout:
         return self.run_dir / "storage"
 
     @property
+    def mounts(self) -> Path:
+        """What the root helper mounts."""
+        return self.run_dir / "mounts"
+
+    @property
     def boot(self) -> Path:
         """`virt.boot_dirs`: kernels and initial ramdisks of guests."""
         return self.run_dir / "boot"

@@ -6,6 +6,7 @@ removed under it, and it must be dead.
 """
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def prove_kill(place: layout.Layout, inside: Callable[[list[str]], list[str]]) -
     area = place.sanlock / "proof"
     with area.open("wb") as file:
         file.truncate(LEASE_BYTES * (1 + len(HOLDERS)))
+    area.chmod(0o660)
+    shutil.chown(area, group=ground.STORAGE_GROUP)  # as images are: sanlock reaches them by it
     _sanlock(place, "init", "-s", f"{LOCKSPACE}:0:{area}:0", "-o", str(IO_TIMEOUT_S))
     for number, (user, _) in enumerate(HOLDERS, 1):
         _sanlock(place, "init", "-r", _resource(user, area, number))
