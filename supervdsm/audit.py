@@ -5,7 +5,7 @@
 
 `outcome` is "done" or the kind of a `contract.HelperError`, or "stopped" when the helper ended under the call. `call`
 is null when none could be read. Name and arguments are exact once they passed the contract; what was refused by it
-stands there as Python shows it, shortened.
+stands there as Python shows it, shortened. Secrets stand nowhere.
 `ms` counts from accepting the connection. The line is written before the peer gets its answer.
 """
 

@@ -78,10 +78,11 @@ class Unavailable(HelperError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a value of the right type must be besides: `words` for people, `holds` decides."""
+    """What a value of the right type must be besides: `words` for people, `holds` decides. A `secret` is in no log."""
 
     words: str
     holds: Callable[[Any], bool]
+    secret: bool = False
 
 
 class Call(Generic[R]):
@@ -191,6 +192,20 @@ def _received(name: str, hint: Any, value: Any) -> Any:
         return [_received(name, item, one) for one in value]
     _check_field(name, hint, value)
     return value
+
+
+def concealed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call for people to read, checked or not: without what is secret in any call."""
+    names = {name for kind in Call.by_name.values() for name, hint in _fields(kind).items() if _is_secret(hint)}
+    return {name: _CONCEALED if name in names and value is not None else value for name, value in arguments.items()}
+
+
+_CONCEALED = "(not shown)"
+
+
+def _is_secret(hint: Any) -> bool:
+    _, rule = _parts(hint)
+    return rule is not None and rule.secret
 
 
 def describe() -> str:

@@ -66,9 +66,10 @@ class Session:
 
     def _do(self, data: bytes) -> bytes:
         name, sent = contract.parse_call(data)
-        self._name, self._arguments = audit.shortened(name), audit.shortened(sent)
+        told = contract.concealed(sent)
+        self._name, self._arguments = audit.shortened(name), audit.shortened(told)
         call = contract.build_call(name, sent)
-        self._name, self._arguments = name, sent
+        self._name, self._arguments = name, told
         try:
             self._worker = worker.Worker(call, self._context, private=self._link.fileno())
         except OSError as error:
