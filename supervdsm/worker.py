@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from supervdsm import calls, contract, directories, hardware, mounts, settings
+from supervdsm import calls, contract, directories, disks, hardware, mounts, settings, targets
 
 log = logging.getLogger("supervdsm.worker")
 
@@ -20,6 +20,14 @@ ROOMS: dict[type[contract.Call[Any]], Callable[[Any, settings.Settings], Any]] =
     calls.PrepareDirectory: directories.prepare_directory,
     calls.MountNfs: mounts.mount_nfs,
     calls.UnmountNfs: mounts.unmount_nfs,
+    calls.DiscoverTargets: targets.discover_targets,
+    calls.LoginTarget: targets.login_target,
+    calls.LogoutTarget: targets.logout_target,
+    calls.RescanHost: targets.rescan_host,
+    calls.GetMaps: disks.get_maps,
+    calls.ResizeMap: disks.resize_map,
+    calls.RemoveMap: disks.remove_map,
+    calls.ReadContent: disks.read_content,
 }
 
 # Seconds after its deadline at which a worker ends by itself, in case its session was killed and cannot end it.

@@ -14,8 +14,11 @@ import pytest
 from hypothesis import strategies
 
 from supervdsm import calls, contract, worker
+from supervdsm.calls import targets
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGET = {"address": "192.0.2.1", "port": 3260, "tag": 1, "target": "iqn.2026-01.test:a"}
+TIMES = {"noop_interval_s": 5, "noop_timeout_s": 5, "replacement_timeout_s": 5}
 # One sample of every call with its result: a new call without one fails `test_the_list_is_closed`.
 SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (
@@ -28,6 +31,17 @@ SAMPLES: list[tuple[contract.Call[Any], Any]] = [
         calls.NfsMount("/run/m/x", "denied", "access denied by server"),
     ),
     (calls.UnmountNfs(server="[fe80::1]", export="/", version="3", lazy=True), calls.NfsUnmount(was_mounted=False)),
+    (calls.DiscoverTargets("san.example.com", 3260, "joe", "s3cret"), calls.Answer("done", "", ["192.0.2.1:3260,1 a"])),
+    (calls.LoginTarget(**TARGET, **TIMES, user=None, password=None), calls.Answer("refused", "24", [])),
+    (calls.LogoutTarget(**TARGET), calls.Answer("absent", "no session", [])),
+    (calls.RescanHost(7), calls.Rescanned(["sda"])),
+    (
+        calls.GetMaps(),
+        calls.Maps([targets.Map("36001", "a", "dm-0", "off", [targets.MapPath("sda", "active", "ready")])], None),
+    ),
+    (calls.ResizeMap("36001"), calls.MapChanged("36001")),
+    (calls.RemoveMap("36001"), calls.MapChanged("36001")),
+    (calls.ReadContent("nvme0n1"), calls.Content("LVM2_member", None, "p", 1 << 40, "vg", "v", ["a"])),
 ]
 
 
@@ -107,6 +121,42 @@ def test_a_path_addresses_one_place(path: str) -> None:
 @pytest.mark.parametrize("path", ["/a", "/a b/c", "/.a", "/a..", "/...", "/d\u00fcne", "/" + "a" * 4094], ids=ascii)
 def test_ordinary_paths_pass(path: str) -> None:
     assert calls.PrepareDirectory(path=path).path == path
+
+
+BAD_TARGETS = {
+    "address": ["", "san", "fe80::1%eth0", "192.0.2.1:3260", "192.0.2.1\n", "../etc"],
+    "port": [0, 65536, -1],
+    "tag": [-1, 65536],
+    "target": ["", "a", "iqn.", "iqn.2026-01.Test:a", "iqn.2026-01.test/../../a", "iqn.2026-01.test:a\n", "iqn.a b"],
+    "user": ["", "a b", "a\nnode.startup = automatic", "\u00e4", "a" * 256],
+    "password": ["", "a b", "a\n", "\u00e4", "a" * 256],
+    "noop_interval_s": [0, 601],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD_TARGETS.items() for value in values], ids=ascii
+)
+def test_what_goes_into_open_iscsis_files_is_plain(field: str, value: Any) -> None:
+    good = {**TARGET, **TIMES, "user": "joe", "password": "x"}
+    with pytest.raises(contract.Refused, match=f"{field} must be") as caught:
+        calls.LoginTarget(**{**good, field: value})
+    assert "node.startup" not in caught.value.reason
+
+
+@pytest.mark.parametrize("disk", ["", "..", "sda/..", "sda1 ", "-a", "a--b", "SDA", "a" * 40], ids=ascii)
+def test_a_disk_is_a_name_and_no_path(disk: str) -> None:
+    with pytest.raises(contract.Refused, match="disk must be"):
+        calls.ReadContent(disk)
+
+
+def test_a_secret_is_not_shown() -> None:
+    call = calls.DiscoverTargets("192.0.2.1", 3260, "joe", "s3cret")
+    assert "s3cret" not in repr(call)
+    _, sent = contract.parse_call(contract.encode_call(call))
+    assert sent["password"] == "s3cret"
+    assert contract.concealed(sent) == {**sent, "password": "(not shown)"}
+    assert contract.concealed({"password": None, "path": "/a"}) == {"password": None, "path": "/a"}
 
 
 NOT_REPLIES = [

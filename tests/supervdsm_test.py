@@ -123,6 +123,15 @@ def test_audit_lines_are_exact(helper: processes.Process) -> None:
     assert lines[4]["arguments"] == "{'argv': ['sh', 'sh', 'sh', 'sh', 'sh', 'sh', ...]}"
 
 
+@pytest.mark.parametrize("port", [0, "3260"], ids=["refused by a rule", "refused by its type"])
+def test_a_secret_is_not_audited(helper: processes.Process, port: int | str) -> None:
+    """Of a call that is refused neither; where it is not, the lab's tests look."""
+    answer = processes.call(helper.socket, "DiscoverTargets", host="a", port=port, user="joe", password="s3cret")
+    assert answer["error"]["kind"] == "refused"
+    assert "joe" in helper.trail.read_text()
+    assert "s3cret" not in helper.trail.read_text()
+
+
 def test_only_root_reads_the_audit_trail_and_it_is_appended() -> None:
     with processes.place() as place:
         trail = place / "audit"
