@@ -13,7 +13,7 @@ from typing import Any
 
 from vdsm import ids
 
-TOPICS = frozenset({"job", "vm", "image", "repository", "host", "hook"})
+TOPICS = frozenset({"job", "vm", "image", "repository", "host", "hook", "device"})
 
 
 @dataclass(frozen=True, slots=True)

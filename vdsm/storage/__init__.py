@@ -14,7 +14,19 @@ from typing import Any
 from supervdsm import client as helper_client
 from vdsm import config, errors, events, forkserver, ids, record
 from vdsm.jobs import job, registry
-from vdsm.storage import connected, diskplans, fillings, formats, holders, images, ioproc, leasing, repairs, repository
+from vdsm.storage import (
+    connected,
+    diskplans,
+    fillings,
+    formats,
+    holders,
+    images,
+    ioproc,
+    leasing,
+    repairs,
+    repository,
+    sysblock,
+)
 from vdsm.storage.bodies import copying, exporting, fixes, importing, merging, overlays, vmmending
 
 FORMATS = formats.NAMES
@@ -40,9 +52,9 @@ _IO_TIMEOUTS_S = range(1, 81)  # sanlock multiplies it by up to 14; it accepts w
 
 
 def preload() -> list[str]:
-    """Modules that the fork server must have loaded: the children's entry, and the job bodies."""
+    """Modules that the fork server must have loaded: the children's entries, and the job bodies."""
     bodies = (copying, exporting, importing, fixes, merging, vmmending)
-    return [ioproc.__name__, *(module.__name__ for module in bodies)]
+    return [ioproc.__name__, sysblock.__name__, *(module.__name__ for module in bodies)]
 
 
 class Storage:
