@@ -14,7 +14,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 TRAPS = (ROOT / "docs" / "traps.md").read_text()
 
 
-@pytest.mark.parametrize(("file", "test"), re.findall(r"`(\w+\.py)::(\w+)`", TRAPS))
+@pytest.mark.parametrize(("file", "test"), re.findall(r"`([\w/]+\.py)::(\w+)`", TRAPS))
 def test_every_trap_names_a_test_that_exists(file: str, test: str) -> None:
     assert f"def {test}(" in (ROOT / "tests" / file).read_text()
 

@@ -108,6 +108,20 @@ class Sanlock:
 
 
 @dataclasses.dataclass(frozen=True)
+class Iscsi:
+    # The three together say when I/O over a lost connection fails, or takes another path: within noop_interval_s +
+    # noop_timeout_s + replacement_timeout_s. They must stay below 60 (6 x sanlock's usual io_timeout), or a host could
+    # still write what it sent when its leases are another's. open-iscsi's own 5 + 5 + 120 do not.
+    #
+    # How often (seconds) an idle target is asked whether it is there.
+    noop_interval_s: int = 5
+    # How long (seconds) it may take to answer.
+    noop_timeout_s: int = 5
+    # How long (seconds) I/O then waits for the connection to come back.
+    replacement_timeout_s: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
 class Virt:
     # Where libvirt is asked.
     libvirt_uri: str = "qemu:///system"
@@ -166,6 +180,7 @@ class Config:
     jobs: Jobs = Jobs()
     storage: Storage = Storage()
     sanlock: Sanlock = Sanlock()
+    iscsi: Iscsi = Iscsi()
     virt: Virt = Virt()
     hooks: Hooks = Hooks()
     helper: Helper = Helper()
@@ -188,7 +203,14 @@ def load(path: str | None) -> Config:
     if not 1 <= config.host.id <= 250:
         raise ConfigError(f"{path}: host.id must be 1 to 250")
     _check_tls(path, config.tls)
+    _check_iscsi(path, config.iscsi)
     return config
+
+
+def _check_iscsi(path: str, iscsi: Iscsi) -> None:
+    times = (iscsi.noop_interval_s, iscsi.noop_timeout_s, iscsi.replacement_timeout_s)
+    if min(times) < 1 or sum(times) >= 60:
+        raise ConfigError(f"{path}: the times of [iscsi] must be 1 or more, and together below 60")
 
 
 def _check_tls(path: str, tls: Tls) -> None:

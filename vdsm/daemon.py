@@ -21,11 +21,13 @@ import uvloop
 
 from supervdsm import client as helper_client
 from vdsm import config, events, forkserver, hypervisor, logs, storage, virt
-from vdsm.api import certificates, host, job, lease, pools, server, shapes, verb, vm
+from vdsm.api import certificates, devices, host, job, lease, pools, server, shapes, verb, vm
 from vdsm.api import storage as storage_verbs
 from vdsm.hooks import runner
 from vdsm.host import capabilities, hardware
 from vdsm.jobs import pool, registry, worker
+from vdsm.storage import devices as disks
+from vdsm.storage import targets
 from vdsm.virt import machines
 
 log = logs.get("daemon")
@@ -50,6 +52,8 @@ class Agent:
         )
         self.jobs = registry.Registry(self.pool, self.events, settings.jobs.autodelete_s)
         self.storage = storage.Storage(settings, self.events, self.forks, self.jobs, self.helper)
+        self.disks = disks.Devices(self.events, self.forks, self.helper)
+        self.targets = targets.Targets(settings.iscsi, self.disks, self.helper)
         self.hypervisor = hypervisor.Hypervisor(settings.virt.libvirt_uri)
         self.hooks = runner.Runner(settings.hooks)
         self.machines = machines.Machines(settings, self.events, self.hypervisor, self.storage, self.jobs, self.hooks)
@@ -68,6 +72,7 @@ class Agent:
             (self.hooks.start, self.hooks.stop),
             (self.forks.start, self.forks.stop),
             (self.storage.start, self.storage.stop),
+            (self.disks.start, self.disks.stop),
             (self.pool.start, self.pool.stop),
             (lambda: None, self.hooks.cancel),
             (self.machines.start, self.machines.stop),
@@ -90,6 +95,8 @@ class Agent:
         table = verb.Verbs(threads)
         table.add("Host", host.Host(self.machines, self.sources(), self.hooks), threads.machines)
         table.add("Host", job.Jobs(self.jobs))
+        table.add("Host", devices.Devices(self.disks), threads.disks)
+        table.add("ISCSIConnection", devices.Targets(self.targets), threads.disks)
         table.add("Job", job.Job(self.jobs))
         table.add("VM", vm.Vm(self.machines), threads.machines)
         table.add("Lease", lease.Leases(self.storage))

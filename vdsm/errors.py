@@ -404,6 +404,39 @@ class StorageFailed(Failed):
     hint = "See the kernel's log. The repository's other images may be well."
 
 
+# -- disks and targets -----------------------------------------------------------------------------------------------
+
+
+class TargetsUnknown(Failed):
+    code, key = 475, "targets_unknown"
+    message = "Portal {portal} does not tell its targets: {reason}"
+    hint = "Check address and port, and whether the target serves this host."
+
+
+class LoginFailed(Failed):
+    code, key = 464, "login_failed"
+    message = "No login to {target} at {portal}: {reason}"
+    hint = "Nothing is left of the try. discoverSendTargets tells what the portal offers to this host."
+
+
+class LoginRefused(BadRequest):
+    code, key = 476, "login_refused"
+    message = "{portal} refuses this host or its user and password: {reason}"
+    hint = "Compare user and password with the target's, and its list of initiators with this host's name."
+
+
+class LogoutFailed(Failed):
+    code, key = 474, "logout_failed"
+    message = "No logout from {target} at {portal}: {reason}"
+    hint = "Its session may be there still: ISCSIConnection.getSessions tells."
+
+
+class DiskInUse(Conflict):
+    code, key = 10090, "disk_in_use"
+    message = "{device} is in use: {users}"
+    hint = "Disconnect the repository on it, or unmount it, first."
+
+
 # -- images ----------------------------------------------------------------------------------------------------------
 
 

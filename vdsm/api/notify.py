@@ -27,7 +27,7 @@ _ENCODED = 1024
 # Events sent to one subscriber before others get their turn on the loop.
 _CHUNK = 256
 
-Topic = Literal["job", "vm", "image", "repository", "host", "hook"]
+Topic = Literal["job", "vm", "image", "repository", "host", "hook", "device"]
 _GAP = "gap"
 
 # From an event's params to what is sent: anything `dispatch.encode` takes.

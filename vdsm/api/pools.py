@@ -17,6 +17,9 @@ GENERAL_QUEUE = 100
 # Verbs that wait for libvirt. When it hangs they wait for its deadline, and nobody else waits with them.
 MACHINE_THREADS = 8
 MACHINE_QUEUE = 100
+# Verbs about disks and targets. A portal that does not answer holds a login for half a minute.
+DISK_THREADS = 8
+DISK_QUEUE = 32
 # Calls of one repository that may wait for its threads. More would only find the callers' deadlines passed.
 REPOSITORY_QUEUE = 64
 # Repositories with a call under way at once, known or not: ids come from callers, so their number needs a limit.
@@ -133,11 +136,13 @@ class Family:
 
 
 class Pools:
-    """The general pool, that of VMs, one for each repository, and one for each VM whose hook scripts verbs wait for."""
+    """The general pool, those of VMs and of disks, one for each repository, and one for each VM whose hook scripts
+    verbs wait for."""
 
     def __init__(self, repository_threads: int) -> None:
         self.general = BoundedPool("general", GENERAL_THREADS, GENERAL_QUEUE)
         self.machines = BoundedPool("machines", MACHINE_THREADS, MACHINE_QUEUE)
+        self.disks = BoundedPool("disks", DISK_THREADS, DISK_QUEUE)
         self._repositories = Family(
             "repo", repository_threads, REPOSITORY_QUEUE, REPOSITORIES, "repositories with calls under way"
         )
@@ -150,5 +155,6 @@ class Pools:
         """Lets all threads end after their work, without waiting for them."""
         self.general.close()
         self.machines.close()
+        self.disks.close()
         self._repositories.close()
         self._hooked.close()

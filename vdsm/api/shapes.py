@@ -68,6 +68,17 @@ class HostEvent(verb.Result):
     expires: float | None = pydantic.Field(None, description="only with loaded: until when, in seconds since 1970")
 
 
+class DeviceEvent(verb.Result):
+    """A disk that can carry a repository has come, has gone, or has another size or other paths than before. The
+    subject is its GUID, as Host.getDeviceList tells it."""
+
+    change: Literal["appeared", "changed", "gone"] = pydantic.Field(description="what happened")
+    name: str = pydantic.Field(description="what the kernel calls it now")
+    capacity: int = pydantic.Field(description="bytes; of one that is gone, as it was")
+    devtype: str = pydantic.Field(description="iSCSI, FCP, MIXED or other")
+    paths: dict[str, str] = pydantic.Field(description="active or failed, by the kernel's name of each path")
+
+
 class HookScript(verb.Result):
     """How one hook script ended."""
 
@@ -100,6 +111,7 @@ MODELS: Mapping[str, type[verb.Result]] = {
     "repository": RepositoryEvent,
     "host": HostEvent,
     "hook": HookEvent,
+    "device": DeviceEvent,
     "gap": Gap,
 }
 
@@ -116,4 +128,5 @@ SHAPES: Mapping[str, notify.Shape] = {
     "repository": camel,
     "host": camel,
     "hook": camel,
+    "device": camel,
 }

@@ -16,6 +16,12 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     )),
     "Host.getCapabilities": ("What this host is and can do.", (
     )),
+    "Host.getDeviceList": ("Disks of this host that can carry a repository: multipath maps and whole disks, used ones too.", (
+        ("storageType", "\"ISCSI\" or \"FCP\" or \"3\" or \"2\" or 3 or 2 or null, optional", "only disks behind iSCSI (3) or Fibre Channel (2); all when left out", ("ISCSI", "FCP", "3", "2", "3", "2")),
+        ("guids", "list of string, default []", "only these; all when empty", ()),
+        ("checkStatus", "boolean, default true", "read each disk to see whether it is free; one that is not read is unknown, or in use plainly", ("true", "false")),
+        ("refresh", "boolean, default true", "look for new LUNs and new sizes first", ("true", "false")),
+    )),
     "Host.getHardwareInfo": ("What the firmware says of the machine; a field is null where it says nothing, and `reasons` says why.", (
     )),
     "Host.getJobs": ("Host jobs by id.", (
@@ -32,11 +38,36 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "Host.reconcile": ("Compares the table of VMs with libvirt now, corrects the table, and tells every difference.", (
     )),
     "Host.subscribe": ("Sends events over this connection from now on, or from after `since`.", (
-        ("topics", "list of \"job\" or \"vm\" or \"image\" or \"repository\" or \"host\" or \"hook\" or null, optional", "only these; all when absent", ()),
+        ("topics", "list of \"job\" or \"vm\" or \"image\" or \"repository\" or \"host\" or \"hook\" or \"device\" or null, optional", "only these; all when absent", ()),
         ("instanceId", "string or null, optional", "the instance that `since` counts in", ()),
         ("since", "integer or null, optional", "the last event already seen; from now on when absent", ()),
     )),
     "Host.unsubscribe": ("Ends the connection's subscription; false when it had none.", (
+    )),
+    "ISCSIConnection.discoverSendTargets": ("Asks a portal which targets it offers to this host: \"address:port,tag name\" each. Logs in to none.", (
+        ("host", "string, required", "address or name of a portal", ()),
+        ("port", "integer, default 3260", "its TCP port", ()),
+        ("user", "string or null, optional", "for CHAP, with password; left out: none", ()),
+        ("password", "string or null, optional", "is kept nowhere", ()),
+        ("ipv6_enabled", "boolean, default true", "false: leave out IPv6 portals", ("true", "false")),
+    )),
+    "ISCSIConnection.getSessions": ("The iSCSI sessions of this host, whoever began them.", (
+    )),
+    "ISCSIConnection.login": ("Logs in to one portal of a target, so that its LUNs become disks here. One that is logged in is shared.", (
+        ("id", "string, required", "who needs the session; any name of the caller's", ()),
+        ("connection", "string, required", "IP address of the portal, as discoverSendTargets tells it", ()),
+        ("iqn", "string, required", "name of the target", ()),
+        ("port", "integer, default 3260", "TCP port of the portal", ()),
+        ("tpgt", "integer, default 1", "target portal group tag", ()),
+        ("user", "string or null, optional", "for CHAP, with password; left out: none", ()),
+        ("password", "string or null, optional", "is kept by open-iscsi, for root alone, as long as the session lasts", ()),
+    )),
+    "ISCSIConnection.logout": ("Ends the session when nobody else who logged in needs it. Refused while it is the last path to a disk in use.", (
+        ("id", "string, required", "who needs the session; any name of the caller's", ()),
+        ("connection", "string, required", "IP address of the portal, as discoverSendTargets tells it", ()),
+        ("iqn", "string, required", "name of the target", ()),
+        ("port", "integer, default 3260", "TCP port of the portal", ()),
+        ("tpgt", "integer, default 1", "target portal group tag", ()),
     )),
     "Job.abort": ("Asks a job to end. A pending one is aborted at once, a running one when its worker has undone its work.", (
         ("jobId", "string, required", "the job", ()),
@@ -302,4 +333,4 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "rpc.discover": ("The OpenRPC document of this agent.", (
     )),
 }
-TOPICS = ("job", "vm", "image", "repository", "host", "hook")
+TOPICS = ("job", "vm", "image", "repository", "host", "hook", "device")
