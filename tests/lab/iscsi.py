@@ -47,16 +47,35 @@ pidof multipathd >/dev/null || multipathd
 """
 
 
-class Target:
-    """A context manager. `disk` is exported by its host, which may not use it itself then."""
+# What initiators have to show, to log in and to ask for targets.
+CHAP = """\
+echo 1 > $group/attrib/authentication
+printf %s {user} > $group/auth/userid
+printf %s {password} > $group/auth/password
+echo 1 > /sys/kernel/config/target/iscsi/discovery_auth/enforce_discovery_auth
+printf %s {user} > /sys/kernel/config/target/iscsi/discovery_auth/userid
+printf %s {password} > /sys/kernel/config/target/iscsi/discovery_auth/password
+"""
 
-    def __init__(self, disk: lun.Lun) -> None:
+
+def prepare(client: host.Host) -> None:
+    """What an initiator needs runs; open-iscsi and multipath as Debian configures the one and the lab the other."""
+    client.sh(PREPARE, START_S)
+
+
+class Target:
+    """A context manager. `disk` is exported by its host, which may not use it itself then. `chap`: user, password."""
+
+    def __init__(self, disk: lun.Lun, chap: tuple[str, str] | None = None) -> None:
         self.owner = disk.owner
         self._disk = disk
+        self._chap = chap
 
     def start(self) -> None:
         """Returns when it serves."""
         script = EXPORT.format(disk=self._disk.path, serial=SERIAL, target=TARGET)
+        if self._chap is not None:
+            script += CHAP.format(user=self._chap[0], password=self._chap[1])
         portals = " ".join(f"$group/np/{self.owner.address(net)}:{PORT}" for net in NETS)
         self.owner.sh(f"{script}mkdir {portals}\necho 1 > $group/enable\n", START_S)
 
@@ -67,6 +86,7 @@ class Target:
         self.owner.sh(
             f"""\
             group=/sys/kernel/config/target/iscsi/{TARGET}/tpgt_1
+            echo 0 > /sys/kernel/config/target/iscsi/discovery_auth/enforce_discovery_auth
             echo 0 > $group/enable
             rm $group/lun/lun_0/port
             rmdir $group/np/* $group/lun/lun_0 $group ${{group%/*}}

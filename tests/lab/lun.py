@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.lab import host
 
 SECTOR_BYTES = 512
+MIB = 1 << 20
 
 
 class Lun:
@@ -52,8 +53,12 @@ class Lun:
             self._dmsetup("message", self.name, "0", "addbadblock", str(sector))
         self._dmsetup("message", self.name, "0", "enable")
 
+    def shrink(self, size_mib: int) -> None:
+        """Only its first part is there, until `heal`."""
+        self._switch(f"linear {self._disk} 0", size_mib * MIB // SECTOR_BYTES)
+
     def heal(self) -> None:
-        """Sound again; nothing when it is."""
+        """Sound and whole again; nothing when it is."""
         if self._faulty:
             self._switch(f"linear {self._disk} 0")
             self._faulty = False
@@ -62,10 +67,11 @@ class Lun:
         """The host has been booted: its LUNs are sound."""
         self._faulty = False
 
-    def _switch(self, target: str) -> None:
+    def _switch(self, target: str, sectors: int | None = None) -> None:
         """`noflush`: what hangs under the old table goes on under the new one."""
         self._faulty = True
-        sectors = self.owner.run(["blockdev", "--getsz", self._disk]).out.strip()
+        if sectors is None:
+            sectors = int(self.owner.run(["blockdev", "--getsz", self._disk]).out)
         self._dmsetup("load", self.name, "--table", f"0 {sectors} {target}")
         self._dmsetup("suspend", "--noflush", "--nolockfs", self.name)
         self._dmsetup("resume", self.name)
