@@ -147,7 +147,7 @@ def test_unknown_repositories_and_formats(service: Service) -> None:
     with pytest.raises(errors.NoSuchRepository):
         service.storage.disconnect_storage_repository("nobody")
     with pytest.raises(errors.UnknownFormat):
-        service.storage.connect_storage_repository("x", "nfs-3.4", {})
+        service.storage.connect_storage_repository("x", "nfs-9", {})
     with pytest.raises(errors.PathNotAllowed):
         service.storage.connect_storage_repository("x", LOCAL, {"path": "/etc"})
     gate = service.storage.gate(["nobody"])

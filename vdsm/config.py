@@ -103,6 +103,9 @@ class Storage:
 class Sanlock:
     # Where sanlock's socket is. QEMU's launcher gets the same value.
     run_dir: str = "/run/sanlock"
+    # Connect shared repositories although nothing resets this host when its sanlock dies: two hosts may then write one
+    # disk. For tests, and for playing.
+    unsafe_no_watchdog: bool = False
     # Registered processes: VMs, workers, children of repositories. Above some 1000 sanlock stops serving everybody.
     max_registrations: int = 900
 

@@ -404,6 +404,51 @@ class StorageFailed(Failed):
     hint = "See the kernel's log. The repository's other images may be well."
 
 
+class NoWatchdog(Conflict):
+    code, key = 10080, "no_watchdog"
+    message = "{repo_format} is for several hosts, and sanlock runs without a watchdog on this one"
+    hint = (
+        "Start wdmd, and sanlock with its watchdog: without it a writer may outlive its lease. "
+        "sanlock.unsafe_no_watchdog lets it pass, for tests."
+    )
+
+
+class ServerUnreachable(Unavailable):
+    code, key = 10081, "server_unreachable"
+    message = "{server} does not serve {export}: {reason}"
+    hint = "Is the server up, does its firewall let this host in, is its name right? Then connect again."
+
+
+class NoSuchExport(Missing):
+    code, key = 10082, "no_such_export"
+    message = "{server} has no export {export} in NFS {version}: {reason}"
+    hint = (
+        "showmount -e shows what a server exports, rpcinfo -p in which versions. Paths may differ between versions 3 "
+        "and 4; a server that has just been stopped says the same of version 3."
+    )
+
+
+class StorageDenied(Conflict):
+    code, key = 10083, "storage_denied"
+    message = "{place} lets this host not in: {reason}"
+    hint = (
+        "The server must export it to this host, for writing, and its directory belong to the agent's user and QEMU's "
+        "group (by number) with mode 2770; root may be squashed."
+    )
+
+
+class StorageStale(Unavailable):
+    code, key = 10084, "storage_stale"
+    message = "What repository {repo_id} is on has been made anew on its server: the old handles lead nowhere"
+    hint = "Connect it again: it is mounted anew then. Jobs and VMs that had files open there have lost them."
+
+
+class UnsafeMount(Conflict):
+    code, key = 10085, "unsafe_mount"
+    message = "{place} is not safe for leases: {reason}"
+    hint = "docs/operations.md tells how io_timeout, the version of NFS and the server's lease time go together."
+
+
 # -- disks and targets -----------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ rpc.statd
 echo {grace} > /proc/fs/nfsd/nfsv4gracetime
 echo {grace} > /proc/fs/nfsd/nfsv4leasetime
 printf '[exports]\\nrootdir=/run/nfs\\n' > /etc/nfs.conf
-exportfs -o rw,sync,fsid=1,no_root_squash,no_subtree_check,insecure '*:{export}'
+exportfs -o rw,sync,fsid=1,{root},no_subtree_check,insecure '*:{export}'
 rpc.mountd
 rpc.nfsd 4
 """
@@ -49,17 +49,18 @@ OPTIONS = "soft,timeo=20,retrans=1,nosharecache"
 
 
 class Server:
-    """A context manager. The host of `disk` serves it; nobody else may use it then."""
+    """A context manager. The host of `disk` serves it; nobody else may use it then. `squash`: root is nobody there."""
 
-    def __init__(self, disk: lun.Lun) -> None:
+    def __init__(self, disk: lun.Lun, *, squash: bool = False) -> None:
         self.owner = disk.owner
         self.path = f"/run/nfs{EXPORT}"  # where the exported directory is in the server itself
         self._disk = disk
+        self._root = "root_squash" if squash else "no_root_squash"
 
     def start(self) -> None:
         """Returns when it serves."""
         self.owner.run(["modprobe", "nfsd"])
-        self.owner.sh(START.format(export=EXPORT, disk=self._disk.path, grace=GRACE_S), START_S)
+        self.owner.sh(START.format(export=EXPORT, disk=self._disk.path, grace=GRACE_S, root=self._root), START_S)
 
     def stop(self) -> None:
         """No longer served, and the LUN is free; nothing where the host is off."""

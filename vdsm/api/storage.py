@@ -12,6 +12,8 @@ _CHANGES = (
     *(errors.ImageNotUsable, errors.ImageInUse, errors.ImageBusy, errors.GenerationMismatch),
     errors.RecordNotOwned,
 )
+# What storage on a network may answer before there is a repository.
+_SERVERS = (errors.ServerUnreachable, errors.NoSuchExport, errors.StorageDenied, errors.UnsafeMount)
 
 
 class Storage:
@@ -23,7 +25,11 @@ class Storage:
         self._forget = forget
 
     @verb.verb(
-        role="admin", errors=(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed, errors.RepositoryInUse)
+        role="admin",
+        errors=(
+            *(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed, errors.RepositoryInUse),
+            *_SERVERS,
+        ),
     )
     def formatStorageRepository(self, params: models.FormatParams) -> str:
         """Makes an empty repository. An existing one, and anything else that is there, is never overwritten.
@@ -40,7 +46,10 @@ class Storage:
     @verb.verb(
         role="admin",
         pool=lambda params: params.repo_id,
-        errors=(errors.NotARepository, errors.RepositoryExists, errors.UnknownFormat, errors.HostIdTaken),
+        errors=(
+            *(errors.NotARepository, errors.RepositoryExists, errors.UnknownFormat, errors.HostIdTaken),
+            *(errors.NoWatchdog, errors.RepositoryInUse, *_SERVERS),
+        ),
     )
     def connectStorageRepository(self, params: models.ConnectParams) -> models.Repository:
         """Connects a repository under a handle of the caller's choice, and answers at once.

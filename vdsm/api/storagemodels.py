@@ -4,12 +4,16 @@ from typing import Any, Literal
 
 import pydantic
 
-from vdsm import ids
+from vdsm import ids, storage
 from vdsm.api import verb
 
 RepoId = pydantic.constr(pattern=ids.REPO_ID_PATTERN)
 _TARGET = "repository in which the image is made"
 _REPOSITORY = "repository that holds the image"
+_PARAMETERS = (
+    "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 "
+    "unless said otherwise; no other is tried)"
+)
 _USER_DATA = "the caller's own, stored and returned untouched"
 
 
@@ -32,15 +36,15 @@ class FormatOptions(verb.Params):
 
 
 class FormatParams(verb.Params):
-    repo_format: str = pydantic.Field(description="localfs-1.0")
-    connection_parameters: dict[str, Any] = pydantic.Field(description="what the format needs; localfs-1.0: path")
+    repo_format: str = pydantic.Field(description=" or ".join(storage.FORMATS))
+    connection_parameters: dict[str, Any] = pydantic.Field(description=_PARAMETERS)
     options: FormatOptions = FormatOptions()
 
 
 class ConnectParams(verb.Params):
     repo_id: str = pydantic.Field(pattern=ids.REPO_ID_PATTERN, description="handle for this connection, not persisted")
-    repo_format: str = pydantic.Field(description="localfs-1.0")
-    connection_parameters: dict[str, Any] = pydantic.Field({}, description="what the format needs; localfs-1.0: path")
+    repo_format: str = pydantic.Field(description=" or ".join(storage.FORMATS))
+    connection_parameters: dict[str, Any] = pydantic.Field({}, description=_PARAMETERS)
 
 
 class DisconnectParams(verb.Params):

@@ -118,8 +118,8 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     )),
     "Storage.connectStorageRepository": ("Connects a repository under a handle of the caller's choice, and answers at once.", (
         ("repoId", "string, required", "handle for this connection, not persisted", ()),
-        ("repoFormat", "string, required", "localfs-1.0", ()),
-        ("connectionParameters", "object, optional", "what the format needs; localfs-1.0: path", ()),
+        ("repoFormat", "string, required", "localfs-1.0 or nfs-3.4", ()),
+        ("connectionParameters", "object, optional", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried)", ()),
     )),
     "Storage.copyImage": ("Copies an image, with all that lies below it, into a new image, as a job. A snapshot keeps its id.", (
         ("targetRepoId", "string, required", "repository in which the image is made", ()),
@@ -190,8 +190,8 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.jobId", "string or null, optional", "id of the job; made up when left out", ()),
     )),
     "Storage.formatStorageRepository": ("Makes an empty repository. An existing one, and anything else that is there, is never overwritten.", (
-        ("repoFormat", "string, required", "localfs-1.0", ()),
-        ("connectionParameters", "object, required", "what the format needs; localfs-1.0: path", ()),
+        ("repoFormat", "string, required", "localfs-1.0 or nfs-3.4", ()),
+        ("connectionParameters", "object, required", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried)", ()),
         ("options", "object, optional", "Options of a new repository.", ()),
         ("options.ioTimeout", "integer, default 10", "sanlock's, seconds; a lost host is dead after 8 and a minute", ()),
     )),

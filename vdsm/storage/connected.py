@@ -115,9 +115,10 @@ class Connections:
         """Connects; the lockspace joins behind. Connecting the same again is fine. Answers as `info`.
 
         Raises `RepositoryExists` when the id stands for another repository, or another place has one of this name;
-        `NotARepository`, `RepositoryStuck`, and what the format raises for its parameters.
+        `NotARepository`, `RepositoryStuck`, `NoWatchdog`, and what the format raises for its parameters and storage.
         """
         described = self._describe(repo_format, parameters, repo_id)
+        self._check_watchdog(repo_format)
         ground = described["place"]
         with self._exclusively(repo_id, ground), self._ground(described, new=False) as description:
             header = self._probe(description, "header", {"host_name": self._config.host.name})
@@ -148,6 +149,12 @@ class Connections:
 
     def _describe(self, repo_format: str, parameters: dict[str, Any], repo_id: str) -> repository.Description:
         return formats.describe(repo_format, parameters, repo_id, self._config.host.id, self._config.storage)
+
+    def _check_watchdog(self, repo_format: str) -> None:
+        """Without one, the lease of a host whose sanlock died passes on while its writers write (trap 5)."""
+        allowed = self._config.sanlock.unsafe_no_watchdog or not formats.is_shared(repo_format)
+        if not allowed and not lockspaces.has_watchdog():
+            raise errors.NoWatchdog(repo_format=repo_format)
 
     @contextlib.contextmanager
     def _exclusively(self, *names: str) -> Iterator[None]:

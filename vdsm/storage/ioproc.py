@@ -236,6 +236,8 @@ class _Server:
     def _explain(self, error: OSError) -> errors.VdsmError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return errors.RepositoryFull(repo_id=self._repo.repo_id)
+        if error.errno == errno.ESTALE:
+            return errors.StorageStale(repo_id=self._repo.repo_id)
         return errors.StorageFailed(repo_id=self._repo.repo_id, reason=error.strerror or str(error))
 
 

@@ -132,6 +132,18 @@ class Membership:
             self._on_change(state)
 
 
+def has_watchdog() -> bool:
+    """Whether this host is reset when its sanlock cannot renew, nor end the holders. Asks the daemon, no storage.
+
+    Raises `LeaseDaemonDown`.
+    """
+    answer = programs.run(["sanlock", "client", "status", "-D"], timeout_s=10.0)
+    said = answer.stdout.decode(errors="replace").split()
+    if "use_watchdog=0" not in said and "use_watchdog=1" not in said:
+        raise errors.LeaseDaemonDown(reason="sanlock does not say whether it has a watchdog")
+    return "use_watchdog=1" in said
+
+
 def holder(lockspace: leases.Lockspace, own_name: str) -> str | None:
     """The name that this host's id carries on storage, None when it is free or ours. Runs in a child.
 

@@ -18,6 +18,8 @@ RUN_DIR = Path("/run/vdsm")
 # What carries calls from the tests comes in here: see `host`.
 AGENT_PORT = 7001
 LOG_LINES = 20
+# Such a host has no watchdog. It is reset by the tests.
+OPTIONS = {"sanlock": {"unsafe_no_watchdog": True}}
 CARRIER_S = 20.0
 
 
@@ -38,7 +40,7 @@ def prepare(place: layout.Layout, number: int) -> None:
         RUN_DIR.mkdir()
         ground.make_directories(place)
         namespace.bind(ground.SOURCE, place.code)
-        ground.write_configuration(place, {"host": {"id": number, "name": os.uname().nodename}})
+        ground.write_configuration(place, OPTIONS | {"host": {"id": number, "name": os.uname().nodename}})
 
 
 def serve(place: layout.Layout, daemon: daemons.Daemon) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 from supervdsm import client as helper_client
 from vdsm import config, errors
 from vdsm.storage import repository
-from vdsm.storage.formats import localfs
+from vdsm.storage.formats import localfs, nfs
 
-_FORMATS: dict[str, type[repository.Repository]] = {kind.format: kind for kind in (localfs.LocalFs,)}
+_FORMATS: dict[str, type[repository.Repository]] = {kind.format: kind for kind in (localfs.LocalFs, nfs.Nfs)}
 NAMES = tuple(sorted(_FORMATS))
 
 
@@ -20,6 +20,11 @@ def describe(
     """
     common = {"format": repo_format, "name": "", "sector_bytes": 512, "host_id": host_id, "repo_id": repo_id}
     return {**common, **_kind(repo_format).describe(parameters, storage)}
+
+
+def is_shared(repo_format: str) -> bool:
+    """Whether several hosts may be connected to a repository of that format. Raises `UnknownFormat`."""
+    return _kind(repo_format).abilities.shared
 
 
 def bring_up(helper: helper_client.Helper, description: repository.Description, *, new: bool) -> repository.Description:
