@@ -4,6 +4,7 @@ One connection carries one call and its reply. Both ends give the whole exchange
 now and then holds nobody.
 """
 
+import contextlib
 import socket
 import struct
 import time
@@ -20,8 +21,14 @@ class FrameError(Exception):
 
 
 def send(link: socket.socket, payload: bytes, deadline: float) -> None:
-    """Sends one frame. Raises `TimeoutError` at `deadline` (on the monotonic clock), `OSError` for a broken link."""
+    """Sends one frame. Raises `TimeoutError` at `deadline` (on the monotonic clock), `OSError` for a broken link.
+
+    What finds room at once is sent even after it: a sender that the machine did not let run must not lose an answer.
+    """
     rest = memoryview(_LENGTH.pack(len(payload)) + payload)
+    link.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        rest = rest[link.send(rest) :]
     while rest:
         link.settimeout(_left(deadline))
         rest = rest[link.send(rest) :]

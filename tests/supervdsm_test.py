@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -467,6 +468,15 @@ def odd_server(answer: bytes | None) -> Iterator[str]:
 def test_the_client_survives_an_odd_server(answer: bytes, kind: type[Exception], reason: str) -> None:
     with odd_server(answer) as path, pytest.raises(kind, match=reason):
         client.Helper(path).call(calls.GetHardwareInfo())
+
+
+def test_an_answer_that_is_late_by_the_clock_still_goes_out() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        frames.send(here, b"answer", time.monotonic() - 1)
+        assert frames.receive(there, 100, time.monotonic() + 10) == b"answer"
+        with pytest.raises(TimeoutError):  # nobody reads that much
+            frames.send(here, bytes(10 << 20), time.monotonic() - 1)
 
 
 def test_the_client_gives_up_on_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
