@@ -48,6 +48,8 @@ _COMMANDS = {"3": "leave", "7": "acquire", "10": "release", "22": "make", "23": 
 _SANLOCK = {rf"\20 (\4\1\0\0\0\{command}\0": name for command, name in _COMMANDS.items()}
 _MESSAGE = r"{\""  # to the agent: JSON, behind its length
 _ATTACH_S = 20.0
+# A signal came first, and the kernel makes the call once more by itself; another run has no such line.
+_AGAIN = "= ? ERESTART"
 
 
 class Step(NamedTuple):
@@ -86,7 +88,7 @@ def steps(log: Path, places: dict[str, str]) -> list[Step]:
     found: list[Step] = []
     for line in log.read_text(errors="replace").splitlines():
         match = _LINE.match(line)
-        if match is None:
+        if match is None or _AGAIN in line:
             continue
         call, rest = match["call"], match["rest"]
         counts[match["thread"], call] += 1
