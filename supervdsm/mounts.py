@@ -144,9 +144,11 @@ def _check_own(found: Mount, source: str, version: str) -> None:
 
 
 def _look(path: Path) -> calls.NfsMount:
-    """The server is asked, so this may take as long as the mount takes to give up."""
+    """The server is asked, so this may take as long as the mount takes to give up. A directory that was removed there
+    while somebody had it open is still one, without links."""
     try:
-        path.stat()
+        if path.stat().st_nlink == 0:
+            return calls.NfsMount(str(path), words.STALE, "the directory was removed on the server")
     except OSError as error:
         if error.errno in (errno.ESTALE, errno.ENOENT):
             return calls.NfsMount(str(path), words.STALE, "Stale file handle")

@@ -86,21 +86,22 @@ def test_a_mount_that_is_not_its_own_is_refused(there: str, instead: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "outcome"),
+    ("number", "links", "outcome"),
     [
-        *[(errno.ESTALE, "stale"), (errno.EIO, "unreachable"), (errno.ETIMEDOUT, "unreachable")],
-        *[(errno.EACCES, "denied"), (0, "was mounted")],
+        *[(errno.ESTALE, 0, "stale"), (errno.EIO, 0, "unreachable"), (errno.ETIMEDOUT, 0, "unreachable")],
+        *[(errno.EACCES, 0, "denied"), (0, 2, "was mounted"), (0, 0, "stale")],
     ],
     ids=lambda value: str(value),
 )
 def test_a_mount_that_is_there_is_asked_how_it_is(
-    number: int, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, links: int, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ordinary directory does not fail so: the kernel's answers are made up here, and real in the lab."""
 
-    def stat(path: Path) -> None:
+    def stat(path: Path) -> os.stat_result:
         if number:
             raise OSError(number, os.strerror(number))
+        return os.stat_result((0o40770, 1, 1, links, 0, 0, 0, 0, 0, 0))
 
     monkeypatch.setattr(Path, "stat", stat)
     assert mounts._look(tmp_path).outcome == outcome
