@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vdsm import channels, errors, forkserver, leases, logs
@@ -236,9 +237,17 @@ class _Server:
     def _explain(self, error: OSError) -> errors.VdsmError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return errors.RepositoryFull(repo_id=self._repo.repo_id)
-        if error.errno == errno.ESTALE:
+        if error.errno == errno.ESTALE or (error.errno == errno.ENOENT and _is_removed(self._repo.place)):
             return errors.StorageStale(repo_id=self._repo.repo_id)
         return errors.StorageFailed(repo_id=self._repo.repo_id, reason=error.strerror or str(error))
+
+
+def _is_removed(place: str) -> bool:
+    """Whether a mounted directory was removed on its server, which may still show it, without links."""
+    try:
+        return Path(place).stat().st_nlink == 0
+    except OSError as error:
+        return error.errno == errno.ESTALE
 
 
 def answers(session: leases.Session) -> bool:
