@@ -26,6 +26,7 @@ class Storage:
 
     @verb.verb(
         role="admin",
+        pool=lambda params: f"(format {params.repo_format})",  # waits for servers that are dead, too
         errors=(
             *(errors.NotEmpty, errors.UnknownFormat, errors.PathNotAllowed, errors.RepositoryInUse),
             *_SERVERS,
