@@ -36,7 +36,7 @@ def _serve(options: argparse.Namespace) -> None:
     if os.geteuid() != 0:
         raise settings.SettingsError("it must run as root")
     names = (options.user, options.group, options.storage_group)
-    context = settings.resolve(*names, options.localfs_dir, options.mount_dir)
+    context = settings.resolve(*names, options.localfs_dir, options.mount_dir, options.volume_device)
     settings.check_place("--audit", options.audit)
     if options.log:
         settings.check_place("--log", options.log)
@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage-group", default="kvm", help="group of repository directories (%(default)s)")
     parser.add_argument("--localfs-dir", action="append", default=[], help="repositories may lie under it; repeatable")
     parser.add_argument("--mount-dir", default="/run/vdsm-mounts", help="exports are mounted under it (%(default)s)")
+    parser.add_argument(
+        "--volume-device",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="shared volume groups may be on such disks, e.g. '/dev/mapper/3*'; repeatable",
+    )
     parser.add_argument("--audit", type=_absolute, default="/var/log/supervdsm/audit.log", help="(%(default)s)")
     parser.add_argument("--log", type=_absolute, help="log file (standard error)")
     return parser

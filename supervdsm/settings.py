@@ -27,9 +27,18 @@ class Settings:
     localfs_dirs: tuple[str, ...]
     # NFS exports are mounted directly under it; it is made when it is needed.
     mount_dir: str = "/run/vdsm-mounts"
+    # Disks that shared volume groups may be made of and found on: patterns of names in /dev/mapper and /dev/disk/by-id.
+    volume_devices: tuple[str, ...] = ()
 
 
-def resolve(user: str, group: str, storage_group: str, localfs_dirs: Sequence[str], mount_dir: str) -> Settings:
+def resolve(
+    user: str,
+    group: str,
+    storage_group: str,
+    localfs_dirs: Sequence[str],
+    mount_dir: str,
+    volume_devices: Sequence[str],
+) -> Settings:
     """Settings from names. Raises `SettingsError`."""
     try:
         uid = pwd.getpwnam(user).pw_uid
@@ -41,7 +50,7 @@ def resolve(user: str, group: str, storage_group: str, localfs_dirs: Sequence[st
     if not contract.is_absolute_path(mount_dir):
         raise SettingsError(f"--mount-dir {mount_dir}: give an absolute path without '.', '..' or a slash at the end")
     check_place("--mount-dir", mount_dir)
-    return Settings(uid, gid, storage_gid, tuple(localfs_dirs), mount_dir)
+    return Settings(uid, gid, storage_gid, tuple(localfs_dirs), mount_dir, tuple(volume_devices))
 
 
 def check_place(option: str, path: str) -> None:

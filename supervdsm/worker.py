@@ -9,7 +9,19 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from supervdsm import calls, contract, directories, disks, hardware, mounts, settings, targets
+from supervdsm import (
+    calls,
+    contract,
+    directories,
+    disks,
+    hardware,
+    lockmanager,
+    mounts,
+    settings,
+    targets,
+    volumegroups,
+    volumes,
+)
 
 log = logging.getLogger("supervdsm.worker")
 
@@ -28,6 +40,20 @@ ROOMS: dict[type[contract.Call[Any]], Callable[[Any, settings.Settings], Any]] =
     calls.ResizeMap: disks.resize_map,
     calls.RemoveMap: disks.remove_map,
     calls.ReadContent: disks.read_content,
+    calls.GetLockManager: lockmanager.get_lock_manager,
+    calls.GetVolumeGroup: volumegroups.get_volume_group,
+    calls.MakeVolumeGroup: volumegroups.make_volume_group,
+    calls.StartVolumeGroup: volumegroups.start_volume_group,
+    calls.StopVolumeGroup: volumegroups.stop_volume_group,
+    calls.ExtendVolumeGroup: volumegroups.extend_volume_group,
+    calls.EnableGlobalLock: volumegroups.enable_global_lock,
+    calls.ListVolumes: volumes.list_volumes,
+    calls.CreateVolume: volumes.create_volume,
+    calls.ActivateVolume: volumes.activate_volume,
+    calls.RefreshVolume: volumes.refresh_volume,
+    calls.DeactivateVolume: volumes.deactivate_volume,
+    calls.ExtendVolume: volumes.extend_volume,
+    calls.RemoveVolume: volumes.remove_volume,
 }
 
 # Seconds after its deadline at which a worker ends by itself, in case its session was killed and cannot end it.

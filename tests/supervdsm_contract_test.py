@@ -19,6 +19,8 @@ from supervdsm.calls import targets
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = {"address": "192.0.2.1", "port": 3260, "tag": 1, "target": "iqn.2026-01.test:a"}
 TIMES = {"noop_interval_s": 5, "noop_timeout_s": 5, "replacement_timeout_s": 5}
+GROUP = calls.VolumeGroup("vg", "u", 9, 8, 4, "sanlock", ["/dev/mapper/3a"], missing=1, started=True)
+VOLUME = calls.Volume("a.1", "/dev/vg/a.1", 4096, active=True, open=False)
 # One sample of every call with its result: a new call without one fails `test_the_list_is_closed`.
 SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (
@@ -42,6 +44,20 @@ SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (calls.ResizeMap("36001"), calls.MapChanged("36001")),
     (calls.RemoveMap("36001"), calls.MapChanged("36001")),
     (calls.ReadContent("nvme0n1"), calls.Content("LVM2_member", None, "p", 1 << 40, "vg", "v", ["a"])),
+    (calls.GetLockManager(), calls.LockManager(True, 7, "/bin/kill", groups={"vg": 7}, obstacles=["none"])),
+    (calls.GetVolumeGroup("vg"), GROUP),
+    (calls.MakeVolumeGroup("vg", ["/dev/mapper/3a"], overwrite=["/dev/mapper/3a"], host_id=250), GROUP),
+    (calls.StartVolumeGroup("vg", host_id=1, volumes=["vdsm"]), GROUP),
+    (calls.StopVolumeGroup("vg"), calls.StoppedVolumeGroup(in_use=["a.1"])),
+    (calls.ExtendVolumeGroup("vg", ["/dev/disk/by-id/wwn-0x5"], overwrite=[]), GROUP),
+    (calls.EnableGlobalLock("vg"), calls.GlobalLock("vg")),
+    (calls.ListVolumes("vg"), calls.Volumes([VOLUME])),
+    (calls.CreateVolume("vg", "a.1", 1), VOLUME),
+    (calls.ActivateVolume("vg", "a.1"), VOLUME),
+    (calls.RefreshVolume("vg", "a.1"), VOLUME),
+    (calls.DeactivateVolume("vg", "a.1"), calls.DeactivatedVolume(in_use=True)),
+    (calls.ExtendVolume("vg", "a.1", 1), VOLUME),
+    (calls.RemoveVolume("vg", "a.1"), calls.RemovedVolume("active elsewhere")),
 ]
 
 
@@ -157,6 +173,34 @@ def test_a_secret_is_not_shown() -> None:
     assert sent["password"] == "s3cret"
     assert contract.concealed(sent) == {**sent, "password": "(not shown)"}
     assert contract.concealed({"password": None, "path": "/a"}) == {"password": None, "path": "/a"}
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a/b", "a b", "..", "a" * 41, "a\n", "\u00e4"], ids=ascii)
+def test_a_volume_group_has_a_plain_name(name: str) -> None:
+    with pytest.raises(contract.Refused, match="group must be"):
+        calls.GetVolumeGroup(name)
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "a b", "a" * 81, "lvmlock"], ids=ascii)
+def test_a_volume_has_a_plain_name_and_is_none_of_lvms_own(name: str) -> None:
+    with pytest.raises(contract.Refused, match="volume must be"):
+        calls.RemoveVolume("vg", name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/dev/sda", "/dev/dm-1", "/dev/mapper/", "/dev/mapper/..", "/dev/mapper/../sda", "/dev/mapper/a/b", "3a"]
+    + ["/dev/disk/by-path/a", "/dev/mapper/a,b", "/dev/mapper/a|b", " /dev/mapper/a"],
+)
+def test_a_disk_is_named_by_a_name_that_stays(path: str) -> None:
+    with pytest.raises(contract.Refused, match=r"devices\[0\] must be a device by a stable name"):
+        calls.ExtendVolumeGroup("vg", [path], [])
+
+
+@pytest.mark.parametrize("number", [0, -1, 251])
+def test_a_host_id_fits_all_sector_sizes(number: int) -> None:
+    with pytest.raises(contract.Refused, match="host_id must be 1 to 250"):
+        calls.StartVolumeGroup("vg", number, [])
 
 
 NOT_REPLIES = [
