@@ -189,8 +189,10 @@ def test_a_volume_has_a_plain_name_and_is_none_of_lvms_own(name: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/dev/sda", "/dev/dm-1", "/dev/mapper/", "/dev/mapper/..", "/dev/mapper/../sda", "/dev/mapper/a/b", "3a"]
-    + ["/dev/disk/by-path/a", "/dev/mapper/a,b", "/dev/mapper/a|b", " /dev/mapper/a"],
+    [
+        *("/dev/sda", "/dev/dm-1", "/dev/mapper/", "/dev/mapper/..", "/dev/mapper/../sda", "/dev/mapper/a/b", "3a"),
+        *("/dev/disk/by-path/a", "/dev/mapper/a,b", "/dev/mapper/a|b", " /dev/mapper/a"),
+    ],
 )
 def test_a_disk_is_named_by_a_name_that_stays(path: str) -> None:
     with pytest.raises(contract.Refused, match=r"devices\[0\] must be a device by a stable name"):

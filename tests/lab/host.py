@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from supervdsm import client as helper_client
 from tests.lab import lun, network
 from tests.until import until
 from vdsm.client import transport
@@ -25,7 +26,7 @@ RUN_S = 30.0
 ANSWER_S = 10.0
 LOOK_S = 0.5
 KILL_S = 20.0
-CONTROL_PORT, AGENT_PORT = 7000, 7001
+CONTROL_PORT, AGENT_PORT, HELPER_PORT = 7000, 7001, 7002
 LOG_LINES = 20
 AGENT_S = 120.0
 
@@ -91,7 +92,8 @@ class Host:
         """Power on; `wait` tells when it takes commands."""
         assert not self.running, f"{self} runs already"
         if not self._carriers:
-            self._carriers = [self._carry("control", CONTROL_PORT), self._carry("agent", AGENT_PORT)]
+            ports = {"control": CONTROL_PORT, "agent": AGENT_PORT, "helper": HELPER_PORT}
+            self._carriers = [self._carry(name, port) for name, port in ports.items()]
         for disk in self.luns:
             disk.forget()
         shutil.rmtree(self._kernel_dir, ignore_errors=True)  # a killed kernel's
@@ -239,8 +241,16 @@ class Host:
         """Its own daemon, without watchdog, with its own host name; the host id is the test's to use."""
         self._start_daemons("sanlock")
 
+    def start_helper(self) -> None:
+        """sanlock and lvmlockd, unless they run, and supervdsmd. LVM's configuration is as the project wants it."""
+        self._start_daemons("helper")
+
+    def helper(self) -> helper_client.Helper:
+        """Its root helper; the calls are root's."""
+        return helper_client.Helper(str(self._socket("helper")))
+
     def start_agent(self) -> None:
-        """sanlock, unless it runs, supervdsmd and vdsmd, installed from this source tree. There is no libvirt."""
+        """As `start_helper`, and vdsmd; all installed from this source tree. There is no libvirt."""
         self._start_daemons("agent")
 
     def agent(self, timeout_s: float = 60.0) -> transport.Client:

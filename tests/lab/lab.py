@@ -16,7 +16,10 @@ from vdsm.standalone import ground, layout
 PLACE = Path("/var/tmp")
 PREFIX = "vdsm-lab-"
 MIB = 1 << 20
-PROGRAMS = ("linux.uml", "ip", "socat", "dmsetup", "iscsid", "multipathd", "rpc.nfsd", "rpcbind", "sanlock")
+PROGRAMS = ("linux.uml", "ip", "socat", "dmsetup", "iscsid", "multipathd", "rpc.nfsd", "rpcbind", "sanlock", "lvmlockd")
+# The fourth has just room for the volume that holds a shared volume group's locks: data is on another one then. The
+# last two are for volume groups.
+LUNS_MIB = (256, 256, 256, 264, 1024, 512)
 
 
 def missing() -> str | None:
@@ -37,7 +40,7 @@ class Lab:
     Call it in a thread that lives as long as the lab: the hosts end with the thread that started them.
     """
 
-    def __init__(self, hosts: int = 2, memory_mib: int = 512, luns_mib: Sequence[int] = (256, 256, 256)) -> None:
+    def __init__(self, hosts: int = 2, memory_mib: int = 512, luns_mib: Sequence[int] = LUNS_MIB) -> None:
         self._count = hosts
         self._memory_mib = memory_mib
         self._luns_mib = tuple(luns_mib)
