@@ -28,6 +28,16 @@ def test_poke_brings_the_next_tick_forward() -> None:
     assert ticker.stop(30)
 
 
+def test_an_interval_may_be_asked_for_after_each_tick() -> None:
+    """The first one is short, and the next one too long to be waited for."""
+    ticks: list[int] = []
+    ticker = periodic.Periodic("example", lambda: 0.01 if len(ticks) < 3 else 3600, lambda: ticks.append(1))
+    ticker.start()
+    until(lambda: len(ticks) == 3)
+    assert ticker.stop(30)
+    assert len(ticks) == 3
+
+
 def test_stop_does_not_wait_for_the_interval() -> None:
     ticker = periodic.Periodic("example", 3600, lambda: None)
     ticker.start()

@@ -9,13 +9,14 @@ _log = logs.get("periodic")
 
 
 class Periodic:
-    """Calls `tick` every `interval_s` seconds, counted from the end of one call to the start of the next.
+    """Calls `tick` every `interval_s` seconds, counted from the end of one call to the start of the next; a function is
+    asked for them after each call.
 
     The first call comes at once. A tick that raises is logged and the next one comes in its time. `stop` takes effect
     between two ticks, without waiting for the interval.
     """
 
-    def __init__(self, name: str, interval_s: float, tick: Callable[[], object]) -> None:
+    def __init__(self, name: str, interval_s: float | Callable[[], float], tick: Callable[[], object]) -> None:
         self._interval_s = interval_s
         self._tick = tick
         self._wake = threading.Event()
@@ -42,7 +43,10 @@ class Periodic:
             try:
                 self._tick()
             except Exception:  # noqa: BLE001 - the border of the thread: a failed tick must not end all later ones
-                _log.exception("%s failed; trying again in %s s", self._thread.name, self._interval_s)
-            self._wake.wait(self._interval_s)
+                _log.exception("%s failed; trying again in %s s", self._thread.name, self._pause_s())
+            self._wake.wait(self._pause_s())
             if not self._stopping:
                 self._wake.clear()
+
+    def _pause_s(self) -> float:
+        return self._interval_s() if callable(self._interval_s) else self._interval_s
