@@ -24,6 +24,10 @@ FOREIGN = """<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory u
     <os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>"""
 
 
+# What the monitor sees comes in between, whenever it looks.
+MONITORED = {("repository", change) for change in ("reachability", "space", "renewal")}
+
+
 class Follower:
     """A subscriber, as an engine is one."""
 
@@ -39,7 +43,8 @@ class Follower:
             event = self.client.next_event(max(0.0, deadline - time.monotonic()))
             assert event is not None, found
             shapes.MODELS[event["topic"]].model_validate(event["data"], by_alias=True, by_name=False)
-            self.seen.append(event)
+            if (event["topic"], event["data"].get("change")) not in MONITORED:
+                self.seen.append(event)
         return found
 
 

@@ -97,6 +97,18 @@ class Storage:
     join_wait_s: float = 2.0
     # How long (seconds) a job waits for a lease that is only passing by (a start, a record write).
     lease_wait_s: float = 10.0
+    # How often (seconds) the monitor looks at each repository, and asks when this host's leases were renewed. Leases
+    # are lost 80 s after their last renewal (with the usual io_timeout): period and deadline together tell of an
+    # outage an unhurried minute before that. A look costs the host some milliseconds.
+    monitor_s: float = 10.0
+    # A repository that has not answered a look after so long (seconds) is unreachable. sanlock's usual io_timeout:
+    # storage that takes longer for one read does not renew leases either.
+    monitor_deadline_s: float = 10.0
+    # Space is low when less than this part of a repository is free. Percent, since what fits disks of one size says
+    # little of another's; a tenth leaves time to act between two looks of whoever reads them.
+    space_low_percent: float = 10.0
+    # Space is enough again from here on. Above the other, so that a job that comes and goes at the edge is told once.
+    space_enough_percent: float = 12.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +219,7 @@ def load(path: str | None) -> Config:
         raise ConfigError(f"{path}: host.id must be 1 to 250")
     _check_tls(path, config.tls)
     _check_iscsi(path, config.iscsi)
+    _check_monitor(path, config.storage)
     return config
 
 
@@ -214,6 +227,13 @@ def _check_iscsi(path: str, iscsi: Iscsi) -> None:
     times = (iscsi.noop_interval_s, iscsi.noop_timeout_s, iscsi.replacement_timeout_s)
     if min(times) < 1 or sum(times) >= 60:
         raise ConfigError(f"{path}: the times of [iscsi] must be 1 or more, and together below 60")
+
+
+def _check_monitor(path: str, storage: Storage) -> None:
+    if storage.monitor_s <= 0 or storage.monitor_deadline_s <= 0:
+        raise ConfigError(f"{path}: storage.monitor_s and storage.monitor_deadline_s must be above 0")
+    if not 0 <= storage.space_low_percent <= storage.space_enough_percent <= 100:
+        raise ConfigError(f"{path}: storage.space_low_percent and storage.space_enough_percent must rise from 0 to 100")
 
 
 def _check_tls(path: str, tls: Tls) -> None:

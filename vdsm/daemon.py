@@ -100,6 +100,7 @@ class Agent:
         table.add("Job", job.Job(self.jobs))
         table.add("VM", vm.Vm(self.machines), threads.machines)
         table.add("Lease", lease.Leases(self.storage))
+        table.add("Host", storage_verbs.RepoStats(self.storage))
         table.add("Storage", storage_verbs.Storage(self.storage, threads.drop))
         return table
 

@@ -53,11 +53,25 @@ class ImageEvent(verb.Result):
 
 
 class RepositoryEvent(verb.Result):
-    """A repository was connected or disconnected, or its lockspace was joined or lost."""
+    """A repository was connected or disconnected, its lockspace was joined or lost, or the monitor saw a change."""
 
     name: str = pydantic.Field(description="persistent name, the same on every host")
-    state: str = pydantic.Field(description="joining, joined, left (it was lost, and is tried again) or disconnected")
-    reason: str | None = pydantic.Field(None, description="why, where that is not plain")
+    change: Literal["state", "reachability", "space", "renewal"] = pydantic.Field(
+        description="what has changed; each has its own fields below"
+    )
+    state: str | None = pydantic.Field(
+        None, description="joining, joined, left (it was lost, and is tried again) or disconnected"
+    )
+    reachability: str | None = pydantic.Field(
+        None,
+        description="reachable, unreachable, or unknown (the look itself failed); again when the reason is another",
+    )
+    reason: str | None = pydantic.Field(None, description="of state and reachability: why, where that is not plain")
+    space_low: bool | None = pydantic.Field(None, description="less is free than storage.space_low_percent; or enough")
+    total_bytes: int | None = pydantic.Field(None, description="only of space")
+    free_bytes: int | None = pydantic.Field(None, description="only of space")
+    renewal_late: bool | None = pydantic.Field(None, description="two in a row have failed; false: one worked again")
+    renewal_age: float | None = pydantic.Field(None, description="of renewal: seconds since the last one that worked")
 
 
 class HostEvent(verb.Result):

@@ -74,9 +74,9 @@ class Storage:
         self._storage.disconnect_storage_repository(repo_id=params.repo_id)
         self._forget(params.repo_id)
 
-    @verb.verb(role="monitor")
+    @verb.verb(role="monitor", blocking=False)
     def listStorageRepositories(self) -> list[models.Repository]:
-        """What is connected. One whose storage hangs is listed without its space."""
+        """What is connected, and how it was at the last look. Waits for no storage."""
         return [models.Repository(**found) for found in self._storage.list_storage_repositories()]
 
     @verb.verb(
@@ -251,3 +251,20 @@ class Storage:
                 options=params.options.model_dump(),
             )
         )
+
+
+class RepoStats:
+    """What namespace Host tells of repositories, from memory."""
+
+    def __init__(self, service: storage.Storage) -> None:
+        self._storage = service
+
+    @verb.verb(role="monitor", blocking=False)
+    def getStorageRepoStats(self, params: models.RepoStatsParams) -> dict[str, models.RepoStats]:
+        """How connected repositories were at the last look, by their ids. Those that are not connected are left out.
+
+        `Storage.listStorageRepositories` tells more.
+        """
+        found = {info["repo_id"]: info for info in self._storage.list_storage_repositories()}
+        wanted = params.domains or found
+        return {repo_id: models.RepoStats.of(info) for repo_id, info in found.items() if repo_id in wanted}

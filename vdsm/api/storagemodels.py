@@ -192,9 +192,54 @@ class Repository(verb.Result):
     name: str = pydantic.Field(description="persistent name, the same on every host")
     place: str
     state: str = pydantic.Field(description="joining or joined; reads work in both")
+    state_since: float = pydantic.Field(description="when that began, in seconds since 1970")
     seconds_left: float | None = pydantic.Field(description="estimate until it has joined; null when it has")
-    total_bytes: int | None = pydantic.Field(None, description="null: the storage does not answer")
-    free_bytes: int | None = None
+    reachability: Literal["unknown", "reachable", "unreachable"] = pydantic.Field(
+        description="whether its storage answered the last look; unknown: not looked at yet, or the look itself failed"
+    )
+    reachability_reason: str | None = pydantic.Field(description="why it is not reachable")
+    reachability_code: int = pydantic.Field(description="the same as the number of an error; 0: none")
+    reachability_since: float = pydantic.Field(description="when that began, in seconds since 1970")
+    last_check: float | None = pydantic.Field(description="seconds since the last look; null: none yet")
+    read_latency: float | None = pydantic.Field(description="seconds that the look took to read; null: not reachable")
+    total_bytes: int | None = pydantic.Field(description="null: not reachable")
+    free_bytes: int | None
+    space_low: bool | None = pydantic.Field(description="by storage.space_low_percent, as last seen; null: never seen")
+    renewal_age: float | None = pydantic.Field(
+        description="seconds since this host's id was renewed in the lockspace, at the last look; null: not joined"
+    )
+    renewal_late: bool = pydantic.Field(
+        description="two renewals in a row have failed; after 8 io_timeouts without one, holders of leases are ended"
+    )
+
+
+class RepoStatsParams(verb.Params):
+    domains: list[str] = pydantic.Field([], description="ids of connected repositories; all when left out")
+
+
+class RepoStats(verb.Result):
+    """How a repository is, in the words that upstream's engines know."""
+
+    code: int = pydantic.Field(description="0, or the number of the error with which the last look ended")
+    last_check: str = pydantic.Field(description="seconds since the last look")
+    delay: str = pydantic.Field(description="seconds that the look took to read; 0 when it could not")
+    valid: bool = pydantic.Field(description="the last look did not fail")
+    version: int = pydantic.Field(description="major number of the format")
+    acquired: bool = pydantic.Field(description="the lockspace is joined")
+    actual: bool = pydantic.Field(description="it was looked at; false: the rest are mere defaults")
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> "RepoStats":
+        """From what makes a `Repository`."""
+        return cls(
+            code=found["reachability_code"],
+            last_check=f"{found['last_check'] or 0:.1f}",
+            delay=f"{found['read_latency'] or 0:.9f}",
+            valid=found["reachability_code"] == 0,
+            version=int(found["repo_format"].rpartition("-")[2].partition(".")[0]),
+            acquired=found["state"] == "joined",
+            actual=found["last_check"] is not None,
+        )
 
 
 class Image(verb.Result):

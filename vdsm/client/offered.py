@@ -28,6 +28,9 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("job_type", "string or null, optional", "storage or virt; all when left out", ()),
         ("job_ids", "list of string or null, optional", "only these; all when left out", ()),
     )),
+    "Host.getStorageRepoStats": ("How connected repositories were at the last look, by their ids. Those that are not connected are left out.", (
+        ("domains", "list of string, default []", "ids of connected repositories; all when left out", ()),
+    )),
     "Host.getVMList": ("VMs of this host: their ids, or with onlyUUID=false what VM.getInfo tells of each.", (
         ("fullStatus", "boolean, default false", "accepted for upstream's clients; has no effect", ("true", "false")),
         ("vmList", "list of string, default []", "only these; all when empty", ()),
@@ -221,7 +224,7 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     "Storage.listImages": ("All images of a repository that are not deleted.", (
         ("repositoryId", "string, required", "the repository", ()),
     )),
-    "Storage.listStorageRepositories": ("What is connected. One whose storage hangs is listed without its space.", (
+    "Storage.listStorageRepositories": ("What is connected, and how it was at the last look. Waits for no storage.", (
     )),
     "Storage.removeImage": ("Removes an image: its id is gone when this answers. Data that other images are based on stays with them.", (
         ("repositoryId", "string, required", "repository that holds the image", ()),

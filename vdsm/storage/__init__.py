@@ -81,7 +81,7 @@ class Storage:
         self._repairs = repairs.Repairs(settings, log, self._connections, jobs, self._holders, self._images)
 
     def start(self) -> None:
-        """Starts the thread that watches lockspaces. Nothing is connected yet: that is the caller's to say."""
+        """Starts the threads that watch lockspaces and repositories. Nothing is connected yet: the caller says what."""
         self._connections.start()
 
     def stop(self) -> None:
@@ -113,7 +113,8 @@ class Storage:
         self._connections.disconnect(repo_id, self._users)
 
     def list_storage_repositories(self) -> list[dict[str, Any]]:
-        """{repo_id, repo_format, name, place, state, seconds_left, total_bytes, free_bytes} of each."""
+        """{repo_id, repo_format, name, place, state, state_since, seconds_left} of each, and what the monitor knows of
+        it: `monitor.Watch.info`. From memory."""
         return self._connections.infos()
 
     def _users(self, connection: connected.Connection) -> list[str]:

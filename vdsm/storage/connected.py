@@ -17,7 +17,7 @@ from supervdsm import client as helper_client
 from vdsm import config, errors, events, forkserver, logs, periodic
 from vdsm.jobs import job
 from vdsm.record import Record
-from vdsm.storage import formats, ioproc, lockspaces, repository, spaces
+from vdsm.storage import formats, ioproc, lockspaces, monitor, repository
 from vdsm.storage.rules import models
 
 _log = logs.get("storage.connected")
@@ -61,11 +61,12 @@ class Connection:
         return self.repository.place
 
     def info(self, repo_id: str) -> Info:
-        """All that is known without asking storage."""
-        left_s = None if self.membership.state == lockspaces.JOINED else round(self.membership.seconds_left)
+        """Who it is, and its lockspace. Asks nobody."""
+        joined = self.membership.state == lockspaces.JOINED
         return {
             **{"repo_id": repo_id, "repo_format": self.repository.format, "name": self.name, "place": self.place},
-            **{"state": self.membership.state, "seconds_left": left_s, "total_bytes": None, "free_bytes": None},
+            **{"state": self.membership.state, "state_since": self.membership.since},
+            "seconds_left": None if joined else round(self.membership.seconds_left),
         }
 
 
@@ -86,15 +87,17 @@ class Connections:
         self._changing: set[str] = set()  # ids and grounds that are being formatted, connected or disconnected
         self._probes: dict[str, ioproc.Children] = {}  # by place; kept while a child of theirs is stuck
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
-        self._spaces = spaces.Spaces(self._space, self._searches)
+        self._monitor = monitor.Monitor(settings.storage)
         self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
 
     def start(self) -> None:
         self._poller.start()
+        self._monitor.start()
 
     def stop(self) -> None:
         """Forgets all repositories. Their lockspaces stay joined: running VMs hold leases in them."""
         self._poller.stop()
+        self._monitor.stop()
         self._searches.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             connections = set(self._connected.values())
@@ -112,7 +115,7 @@ class Connections:
         return header
 
     def connect(self, repo_id: str, repo_format: str, parameters: dict[str, Any]) -> Info:
-        """Connects; the lockspace joins behind. Connecting the same again is fine. Answers as `info`.
+        """Connects; the lockspace joins behind. Connecting the same again is fine. Answers as `infos`.
 
         Raises `RepositoryExists` when the id stands for another repository, or another place has one of this name;
         `NotARepository`, `RepositoryStuck`, `NoWatchdog`, and what the format raises for its parameters and storage.
@@ -127,7 +130,9 @@ class Connections:
         if new:
             connection.membership.join()
         self._publish(repo_id, connection)
-        return connection.info(repo_id)
+        if new:
+            self._watch(connection)
+        return self._info(repo_id, connection)
 
     def disconnect(self, repo_id: str, users: Callable[[Connection], list[str]]) -> None:
         """Forgets the id; with the last one of a repository its lockspace is left first.
@@ -143,9 +148,11 @@ class Connections:
                 connection.repo_ids.remove(repo_id)
                 del self._connected[repo_id]
             if not connection.repo_ids:
+                self._monitor.end(connection.name)
                 connection.children.close()
                 self._take_down(connection.ground, connection.description)
-        self._events.publish("repository", repo_id, {"state": "disconnected", "name": connection.name})
+        gone = {"name": connection.name, "change": "state", "state": "disconnected"}
+        self._events.publish("repository", repo_id, gone)
 
     def _describe(self, repo_format: str, parameters: dict[str, Any], repo_id: str) -> repository.Description:
         return formats.describe(repo_format, parameters, repo_id, self._config.host.id, self._config.storage)
@@ -244,18 +251,27 @@ class Connections:
                 raise errors.NoSuchRepository(repo_id=repo_id) from None
 
     def infos(self) -> list[Info]:
-        """What is connected, in the order of ids, each with its space as `spaces.Spaces` knows it."""
+        """What is connected, in the order of ids, each with what `Watch.info` tells. From memory."""
         with self._lock:
-            found = {repo_id: connection.info(repo_id) for repo_id, connection in sorted(self._connected.items())}
-        told = self._spaces.tell(found)
-        return [{**info, **told[repo_id]} for repo_id, info in found.items()]
+            return [self._info(repo_id, connection) for repo_id, connection in sorted(self._connected.items())]
 
-    def _space(self, repo_id: str) -> dict[str, int]:
-        try:
-            space: dict[str, int] = self.read(repo_id, "space", {})
-        except errors.VdsmError:
-            return {}
-        return space
+    def _info(self, repo_id: str, connection: Connection) -> Info:
+        return {**connection.info(repo_id), **self._monitor.info(connection.name)}
+
+    def _watch(self, connection: Connection) -> None:
+        def repo_id() -> str:
+            return next(iter(connection.repo_ids), connection.name)
+
+        def tell(facts: Info) -> None:
+            with self._lock:  # nothing of a repository is told after its end
+                for known_as in connection.repo_ids:
+                    self._events.publish("repository", known_as, {"name": connection.name, **facts})
+
+        deadline_s, io_timeout_s = self._config.storage.monitor_deadline_s, connection.header["io_timeout_s"]
+        children = ioproc.Children(self._server, connection.description, 1, deadline_s, ioproc.MONITORING)
+        with self._lock:
+            if connection.repo_ids:  # else it was disconnected meanwhile
+                self._monitor.begin(connection.name, repo_id, children, io_timeout_s, tell)
 
     def most_registrations(self) -> int:
         """Children that may be registered with sanlock at once: those of each repository, whatever its ids."""
@@ -377,4 +393,4 @@ class Connections:
     def _publish(self, repo_id: str, connection: Connection) -> None:
         membership = connection.membership
         told = {"name": connection.name, "state": membership.state, "reason": membership.reason or None}
-        self._events.publish("repository", repo_id, told)
+        self._events.publish("repository", repo_id, {"change": "state", **told})

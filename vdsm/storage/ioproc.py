@@ -39,12 +39,14 @@ from vdsm.storage.steps import (
 _log = logs.get("storage.ioproc")
 
 _TARGET = "vdsm.storage.ioproc:serve"
+# The entry of the monitor's children. They do what others do, and are told apart by it.
+MONITORING = "vdsm.storage.ioproc:serve_monitor"
 
 # What a child can be asked to do: without a session with sanlock, and with one.
 PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
     function.__name__: function
     for function in (
-        *(places.format_repository, places.header, places.leave_lockspace, places.space),
+        *(places.format_repository, places.header, places.leave_lockspace, places.probe),
         *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
         *(fences.lease, fences.force),
         exporting.check_export,
@@ -71,9 +73,15 @@ class Children:
     """The children of one repository. Methods may be called from any thread."""
 
     def __init__(
-        self, server: forkserver.ForkServer, description: repository.Description, places: int, deadline_s: float
+        self,
+        server: forkserver.ForkServer,
+        description: repository.Description,
+        places: int,
+        deadline_s: float,
+        target: str | None = None,
     ) -> None:
         self._server = server
+        self._target = target or _TARGET
         self._description = description
         self._places = places
         self._deadline_s = deadline_s
@@ -142,7 +150,7 @@ class Children:
                     raise errors.RepositoryStuck(repo_id=repo_id, seconds=self._deadline_s)
                 self._changed.wait(left_s)
         try:
-            return self._server.spawn(_TARGET, self._description)
+            return self._server.spawn(self._target, self._description)
         except BaseException:
             with self._changed:
                 self._busy -= 1
@@ -188,6 +196,11 @@ class Children:
 def serve(description: repository.Description, channel: channels.Channel) -> None:
     """A child's life: answers calls until the agent closes its end. SIGTERM (sanlock's) ends it at once."""
     _Server(description, channel).run()
+
+
+def serve_monitor(description: repository.Description, channel: channels.Channel) -> None:
+    """As `serve`."""
+    serve(description, channel)
 
 
 class _Server:

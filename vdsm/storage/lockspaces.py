@@ -22,6 +22,9 @@ RETRY_S = 5.0
 # Joining a lockspace whose host id is free takes 3 x io_timeout. When the id carries the name of another host, sanlock
 # watches it for 14 x io_timeout, to see whether that host lives.
 _JOIN, _JOIN_AFTER_ANOTHER = 3, 14
+# How long (seconds) the daemon may take to tell of itself. It does so in milliseconds, or not at all.
+_STATUS_S = 5.0
+_RENEWED = "renewal_last_success="
 
 Tell = Callable[[str], None]
 
@@ -52,6 +55,7 @@ class Membership:
         self._changed = threading.Condition()
         self._state = LEFT
         self._reason = ""
+        self._since = time.time()
         self._joining_since = self._asked = clock()
 
     @property
@@ -62,6 +66,11 @@ class Membership:
     def reason(self) -> str:
         """Why this host is not in it (yet); empty when it is."""
         return self._reason
+
+    @property
+    def since(self) -> float:
+        """When it came into its state, in seconds since 1970."""
+        return self._since
 
     @property
     def seconds_left(self) -> float:
@@ -126,6 +135,7 @@ class Membership:
     def _set(self, state: str, reason: str) -> None:
         with self._changed:
             moved, self._state, self._reason = state != self._state, state, reason
+            self._since = time.time() if moved else self._since
             self._changed.notify_all()
         if moved:
             _log.info("lockspace %s: %s %s", self._lockspace.name, state, reason)
@@ -137,11 +147,32 @@ def has_watchdog() -> bool:
 
     Raises `LeaseDaemonDown`.
     """
-    answer = programs.run(["sanlock", "client", "status", "-D"], timeout_s=10.0)
-    said = answer.stdout.decode(errors="replace").split()
+    said = _status().stdout.decode(errors="replace").split()
     if "use_watchdog=0" not in said and "use_watchdog=1" not in said:
         raise errors.LeaseDaemonDown(reason="sanlock does not say whether it has a watchdog")
     return "use_watchdog=1" in said
+
+
+def renewals() -> dict[str, float]:
+    """When this host's id was renewed last in each lockspace, by name, on the clock of `time.monotonic`. Touches no
+    storage. Raises `ToolFailed`, `DeadlinePassed`.
+
+    sanlock's status is the one place that has the last success. Its host list has the time that was read before the
+    last write, which is one renewal older.
+    """
+    found: dict[str, float] = {}
+    name = ""
+    for line in programs.check(_status(), "sanlock").stdout.decode(errors="replace").splitlines():
+        if not line.startswith(" "):
+            name = line.removeprefix("s ").partition(":")[0] if line.startswith("s ") else ""
+        elif name and line.strip().startswith(_RENEWED) and (at := int(line.partition("=")[2])):
+            found[name] = float(at)
+    return found
+
+
+def _status() -> programs.Completed:
+    """All that the daemon says of itself."""
+    return programs.run(["sanlock", "client", "status", "-D"], timeout_s=_STATUS_S)
 
 
 def holder(lockspace: leases.Lockspace, own_name: str) -> str | None:

@@ -115,6 +115,12 @@ class Repository(abc.ABC):
     @abc.abstractmethod
     def space(self) -> Space: ...
 
+    def check_writable(self) -> None:  # noqa: B027 (not every format can tell)
+        """Blocks as long as writes to the storage do, and changes nothing. Raises OSError when they would fail.
+
+        Here: nothing, for formats that cannot ask without writing. sanlock's renewals tell of theirs.
+        """
+
     # -- slots
 
     @abc.abstractmethod

@@ -58,7 +58,7 @@ class Missed:
 
     def _hear(self, event: events.Event) -> None:
         """In the publisher's thread, which must not wait."""
-        if event.topic == "repository" and event.params["state"] == "joined":
+        if event.topic == "repository" and event.params.get("state") == "joined":
             self._pool.submit(self._look, event.subject)
 
     def _look(self, repo_id: str) -> None:

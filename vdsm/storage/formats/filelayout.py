@@ -28,6 +28,7 @@ from vdsm.storage.rules import models
 DIRECTORIES = ("images", "vms", "data")
 DIRECTORY_MODE, FILE_MODE = 0o2770, 0o660
 _HEADER = "repository"
+_NOBODY = ".nobody"  # the name of nothing
 # What an empty place may hold besides our empty directories: what mkfs makes, and what a dead formatter left.
 _NOTHING = re.compile(r"lost\+found|\.repository\..*")
 _DATA_NAME = re.compile(ids.UUID_PATTERN.removesuffix("$") + r"\.[0-9a-f]{8}$")
@@ -126,6 +127,12 @@ class FileLayout(repository.Repository):
     def space(self) -> repository.Space:
         found = os.statvfs(self.place)
         return repository.Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def check_writable(self) -> None:
+        """See `Repository.check_writable`. Who takes a name away is let in by the file system first, also when there is
+        no such name: that waits while it is frozen, and fails when it is read-only by now. Reads go on in both."""
+        with contextlib.suppress(FileNotFoundError):
+            Path(self.place, _NOBODY).unlink()
 
     # -- slots
 

@@ -1,8 +1,9 @@
 """A repository as a whole: made, looked at, left. Needs no lockspace and no session; runs in an I/O child."""
 
+import time
 from typing import Any
 
-from vdsm import leases
+from vdsm import errors, leases
 from vdsm.record import Record
 from vdsm.storage import lockspaces
 from vdsm.storage.repository import Repository
@@ -27,6 +28,21 @@ def leave_lockspace(repo: Repository, argument: Argument) -> None:
     leases.leave(repo.lockspace())
 
 
-def space(repo: Repository, argument: Argument) -> dict[str, int]:
-    """{total_bytes, free_bytes}"""
-    return repo.space()._asdict()
+def probe(repo: Repository, argument: Argument) -> dict[str, Any]:
+    """{read_s, total_bytes, free_bytes}: how long a direct read of the header took, and the space. Changes nothing.
+
+    Blocks as long as reads or writes of the storage do. Raises `StorageFailed`; `NotARepository` also when another
+    repository has come to the place.
+    """
+    began = time.monotonic()
+    try:
+        found = repo.header()
+        read_s = time.monotonic() - began
+        repo.check_writable()
+        space = repo.space()
+    except OSError as error:
+        raise errors.StorageFailed(repo_id=repo.repo_id, reason=error.strerror or str(error)) from error
+    if found["name"] != repo.name:
+        reason = f"another repository is there: {found['name']}"
+        raise errors.NotARepository(place=repo.place, repo_format=repo.format, reason=reason)
+    return {"read_s": read_s, **space._asdict()}
