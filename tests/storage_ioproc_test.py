@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import loopfs, sanlock_fixture, storage_fixture
-from tests.until import running, until
+from tests.until import opened, running, until
 from vdsm import errors, forkserver, leases
 from vdsm.storage import ioproc
 
@@ -70,6 +70,29 @@ def test_named_errors_come_back_as_they_are(make: Any) -> None:
     with pytest.raises(errors.NoSuchImage) as refused:
         call(make(), "fail", how="named")
     assert refused.value.facts == {"image_id": "x", "where": "test"}
+
+
+def test_nothing_of_a_stuck_child_is_left_open_after_the_end(make: Any) -> None:
+    """Neither of one that was stuck before it, nor of one whose call it has cut short."""
+    before = opened(os.getpid())
+
+    def call_it(children: ioproc.Children) -> None:
+        with pytest.raises(errors.RepositoryStuck):
+            call(children, "sleep", 0.5, seconds=60)
+
+    for stuck_first in (True, False):
+        children = make()
+        calling = threading.Thread(target=call_it, args=[children])
+        calling.start()
+        if stuck_first:
+            calling.join()
+        else:
+            until(children.in_use)
+        children.close()
+        calling.join()
+    assert {
+        link for link in opened(os.getpid()) - before if "pidfd" in link or "pipe" in link or "socket" in link
+    } == set()
 
 
 @pytest.mark.parametrize(

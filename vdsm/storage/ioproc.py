@@ -127,11 +127,12 @@ class Children:
             return bool(self._busy or self._stuck)
 
     def close(self) -> None:
-        """Lets the idle children end, and the busy ones after their call."""
+        """Lets the idle children end, and the busy ones after their call. The stuck ones are killed already, and nobody
+        counts them any more."""
         with self._changed:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for child in idle:
+            left, self._idle, self._stuck = [*self._idle, *self._stuck], [], []
+        for child in left:
             child.close()
 
     def _take(self, repo_id: str, deadline: float) -> forkserver.Child:
@@ -186,8 +187,11 @@ class Children:
         child.kill(signal.SIGKILL)
         with self._changed:
             self._busy -= 1
-            self._stuck.append(child)
             self._changed.notify_all()
+            if not self._closed:
+                self._stuck.append(child)
+                return
+        child.close()
 
 
 # -- in the child ----------------------------------------------------------------------------------------------------
