@@ -23,7 +23,7 @@ RETRY_S = 5.0
 # watches it for 14 x io_timeout, to see whether that host lives.
 _JOIN, _JOIN_AFTER_ANOTHER = 3, 14
 # How long (seconds) the daemon may take to tell of itself. It does so in milliseconds, or not at all.
-_STATUS_S = 5.0
+_STATUS_S = 10.0
 _RENEWED = "renewal_last_success="
 
 Tell = Callable[[str], None]
