@@ -4,6 +4,8 @@ The server squashes root: all that is done here is done by users who are somebod
 """
 
 import concurrent.futures
+import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 
 from tests import lab
 from tests.lab import nfs, peers
+from tests.until import until
 from vdsm import ids
+from vdsm.client import failures
 
 FORMAT = "nfs-3.4"
 # Of version 3 the kernel's connection outlives 180 s of silence, and so must the leases: see `formats/nfs.py`.
@@ -160,6 +164,32 @@ def test_an_image_is_copied_from_a_directory_of_one_host(site: Site, shared: str
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(400)
+def test_what_keeps_a_repository_away_is_told(site: Site) -> None:
+    two, server = site.two, site.hosts[0]
+    site.directory("told")
+    server.sh(f"mkdir -p {site.server.path}/roots; chmod 700 {site.server.path}/roots")
+    server.sh(f"install -d -o vdsm -g vdsm -m 770 {site.server.path}/unshared")
+
+    def connecting(address: str, name: str, version: str = "4.2") -> str:
+        connection = {"connection": f"{address}:{nfs.EXPORT}/{name}", "protocol_version": version}
+        return two.refused("connectStorageRepository", repoId="x", repoFormat=FORMAT, connectionParameters=connection)
+
+    assert connecting(site.address, "told") == "not_a_repository"
+    assert connecting(site.address, "nothing") == "no_such_export"
+    assert connecting(site.address, "nothing", "3") == "no_such_export"
+    assert connecting(site.address, "roots") == "storage_denied"
+    assert connecting("10.66.1.77", "told") == "server_unreachable"
+    assert connecting("no-such-host", "told") == "server_unreachable"
+    given = site.parameters("unshared", "4.2")
+    assert two.refused("formatStorageRepository", **given) == "storage_denied"  # sanlock is in another group
+    site.hosts[0].cut("lan")
+    for version in ("3", "4.2"):
+        assert connecting(site.address, "told", version) == "server_unreachable"
+    site.hosts[0].restore("lan")
+    assert "_told-" not in two.host.run(["cat", "/proc/mounts"]).out
+
+
 def test_a_mount_that_gives_up_too_late_is_refused(site: Site) -> None:
     """What version 3 has in its connection may arrive 188 s later; takeovers begin 6 x io_timeout + 60 s after."""
     site.directory("late")
@@ -179,3 +209,39 @@ def test_an_export_that_is_mounted_hard_is_refused(site: Site) -> None:
         assert site.two.refused("connectStorageRepository", repoId="hard", **given) == "unsafe_mount"
     finally:
         site.two.host.run(["umount", "/run/hard"])
+
+
+# -- a server that goes and comes --------------------------------------------------------------------------------------
+
+HEALTHY_S = 10.0
+
+
+def answers(peer: peers.Peer, repo_id: str) -> bool:
+    try:
+        peer("listImages", repositoryId=repo_id)
+    except failures.ClientError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(300)
+def test_verbs_work_again_soon_after_the_server_is_back(site: Site, shared: str) -> None:
+    """A cable out and in, a server stopped and started: neither long enough for the leases."""
+    two = site.two
+    two.host.cut("lan")
+    assert two.refused("listImages", repositoryId=shared) in ("storage_failed", "repository_stuck")
+    two.host.restore("lan")
+    began = time.monotonic()
+    until(lambda: answers(two, shared), 60)
+    assert time.monotonic() - began < HEALTHY_S
+    two.joined(shared)
+
+    site.hosts[0].sh("rpc.nfsd 0")
+    site.hosts[0].sh("rpc.nfsd 4")
+    until(lambda: grows(two, shared), 180)
+
+
+def grows(peer: peers.Peer, repo_id: str) -> bool:
+    with contextlib.suppress(failures.ClientError):
+        return bool(peer("createVirtualDisk", targetRepoId=repo_id, size=MIB))
+    return False
