@@ -335,6 +335,22 @@ def initialise(lease: Lease, sector_bytes: int = 512) -> None:
         raise _failed("write_resource", lease, error) from error
 
 
+def clear(lease: Lease, sector_bytes: int = 512) -> None:
+    """Leaves no lease in its place. The caller holds it exclusively, and the repository lease; giving it back later
+    changes nothing there, for sanlock finds no lease of that name."""
+    try:
+        sanlock.write_resource(
+            lease.lockspace.encode(),
+            lease.name.encode(),
+            lease.place,
+            num_hosts=MAX_HOSTS,
+            clear=True,
+            sector=sector_bytes,
+        )
+    except sanlock.SanlockException as error:
+        raise _failed("write_resource", lease, error) from error
+
+
 def owners(lease: Lease) -> list[dict[str, int]]:
     """Hosts that own the lease on storage, each {host_id, generation, timestamp, io_timeout, flags}; may be dead."""
     try:
