@@ -224,7 +224,8 @@ class Root(supervdsm.client.Helper):
 class Service:
     """Storage as the agent has it, with `main` and `other` connected."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *preload: str) -> None:
+        """`preload`: modules of tests that children and workers need, too."""
         self.world = world
         self.settings = config.Config(
             host=config.Host(id=1, name=HOST_NAME),
@@ -234,10 +235,10 @@ class Service:
                 export_dirs=(str(world.export_dir),),
                 io_deadline_s=10.0,
             ),
-            sanlock=config.Sanlock(run_dir=str(world.run_dir)),
+            sanlock=config.Sanlock(run_dir=str(world.run_dir), unsafe_no_watchdog=True),
         )
         self.events = events.EventLog()
-        self.server = forkserver.ForkServer(["vdsm.jobs.worker", *storage.preload()], "WARNING")
+        self.server = forkserver.ForkServer(["vdsm.jobs.worker", *storage.preload(), *preload], "WARNING")
         self.pool = pool.Pool(self.server, workers=2, lease_wait_s=2.0)
         self.jobs = registry.Registry(self.pool, self.events)
         helper = supervdsm.client.Helper(str(world.directory / "no helper"))

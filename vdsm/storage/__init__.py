@@ -9,6 +9,8 @@ What happens where on disk: `formats/filelayout.py`, `models.py`; the steps of e
 `copyintents.py`, `resizing.py`, `removal.py`.
 """
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from supervdsm import client as helper_client
@@ -262,6 +264,10 @@ class Storage:
     def plan_disk(self, image_id: str, repo_id: str | None, writable: bool) -> DiskPlan:
         """See `images.Images.plan_disk`; without `repo_id` the image is looked for in all repositories."""
         return self._images.plan_disk(_id(image_id), repo_id, writable=writable)
+
+    def keeping(self, plans: Iterable[DiskPlan]) -> contextlib.AbstractContextManager[None]:
+        """See `images.Images.keeping`."""
+        return self._images.keeping(plans)
 
     def plan_copy(self, image_id: str, repo_id: str) -> CopyPlan:
         """See `images.Images.plan_copy`."""

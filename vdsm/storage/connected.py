@@ -23,6 +23,8 @@ from vdsm.storage.rules import models
 _log = logs.get("storage.connected")
 
 POLL_S = 0.25
+# What processes that were killed have left active on this host keeps other hosts from removing it for this long.
+SWEEP_S = 60.0
 # An image is searched in this many repositories at once; more wait. A stuck one holds its thread until its deadline.
 _SEARCHES = 8
 # A disconnect waits for this many io_timeouts until sanlock is out of the lockspace.
@@ -89,15 +91,18 @@ class Connections:
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
         self._monitor = monitor.Monitor(settings.storage)
         self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
+        self._sweeper = periodic.Periodic("sweep", SWEEP_S, self._sweep)
 
     def start(self) -> None:
         self._poller.start()
         self._monitor.start()
+        self._sweeper.start()
 
     def stop(self) -> None:
         """Forgets all repositories. Their lockspaces stay joined: running VMs hold leases in them."""
         self._poller.stop()
         self._monitor.stop()
+        self._sweeper.stop(0)  # it may be waiting for storage
         self._searches.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             connections = set(self._connected.values())
@@ -376,6 +381,18 @@ class Connections:
             connections = {id(found): found for found in self._connected.values()}
         for connection in connections.values():
             connection.membership.poll()
+
+    def _sweep(self) -> None:
+        with self._lock:
+            found = {id(one): one for one in self._connected.values() if not one.repository.abilities.thin}
+        for connection in found.values():
+            try:
+                swept = connection.children.call("sweep", {}, connection.repo_ids[0])
+            except (errors.VdsmError, IndexError) as error:  # it may be disconnected just now
+                _log.warning("%s is not swept: %s", connection.name, error)
+            else:
+                for name in swept:
+                    _log.info("nobody used %s of %s any more", name, connection.name)
 
     def _tell_all(self, name: str, state: str) -> None:
         """Joined or lost: what is on the way there was asked for by a verb, which tells its caller."""

@@ -14,8 +14,10 @@ _EXPECTED = ("status", "data", "base", "deleted")
 class DiskPlan(NamedTuple):
     """Where an image is, what it is made of, what QEMU must hold, and what must still be so then.
 
-    `backing` is the chain below, the nearest first, {"path", "format"} each. `records` are for the launcher:
-    {"slot": [lockspace, name, path, offset], "expect": {field: value}} each.
+    `backing` is the chain below, the nearest first, {"path", "format", "size_bytes"} each. `records` are for the
+    launcher: {"slot": [lockspace, name, path, offset], "expect": {field: value}} each. With `is_volume` all of it are
+    block devices, there while `Storage.keeping` keeps them, or QEMU has them open; `names` is what the repository calls
+    them.
     """
 
     repo_id: str
@@ -24,9 +26,11 @@ class DiskPlan(NamedTuple):
     path: str
     format: str
     size_bytes: int
-    backing: list[dict[str, str]]
+    backing: list[dict[str, Any]]
     leases: list[leases.Lease]
     records: list[dict[str, Any]]
+    is_volume: bool = False
+    names: tuple[str, ...] = ()
 
 
 class CopyPlan(NamedTuple):
@@ -46,8 +50,10 @@ def plan(repo: Repository, repo_id: str, found: dict[str, Any], *, writable: boo
     slots = [record.Slot(*slot) for slot in found["slots"]]
     held = [slot.data_lease(shared=not (writable and slot.name == top["id"])) for slot in slots]
     checks = [{name: image[name] for name in _EXPECTED} for image in images]
+    names = tuple(image["data"]["name"] for image in images)
     file, *backing = [
-        {"path": repo.data_path(image["data"]["name"]), "format": image["data"]["format"]} for image in images
+        {"path": repo.data_path(name), "format": image["data"]["format"], "size_bytes": image["size_bytes"]}
+        for name, image in zip(names, images, strict=True)
     ]
     return DiskPlan(
         repo_id=repo_id,
@@ -59,4 +65,6 @@ def plan(repo: Repository, repo_id: str, found: dict[str, Any], *, writable: boo
         backing=backing,
         leases=held,
         records=[{"slot": list(slot), "expect": expect} for slot, expect in zip(slots, checks, strict=True)],
+        is_volume=not repo.abilities.thin,
+        names=names,
     )

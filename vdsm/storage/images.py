@@ -4,7 +4,9 @@ Every method blocks for children of the repositories that it names, never longer
 called from any thread. `options` has all of `OPTIONS`. Answers are plain dictionaries in snake_case.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vdsm import config, errors, events, ids, logs, record
@@ -187,6 +189,16 @@ class Images:
             raise self._holders.named(errors.ImageInUse(image_id=image_id, holder=found["holder"]))
         repo = self._connections.get(repo_id).repository
         return diskplans.plan(repo, repo_id, found, writable=writable)
+
+    @contextlib.contextmanager
+    def keeping(self, plans: Iterable[diskplans.DiskPlan]) -> Iterator[None]:
+        """QEMU can open what is planned inside the block; what it has open then stays there as long as it has."""
+        with contextlib.ExitStack() as kept:
+            for plan in plans:
+                if plan.is_volume:
+                    kept.enter_context(self._connections.get(plan.repo_id).repository.keeping(plan.names))
+                    self._connections.read(plan.repo_id, "show", {"names": list(plan.names)})
+            yield
 
     def plan_copy(self, image_id: str, repo_id: str, generation: int | None = None) -> diskplans.CopyPlan:
         """What a worker needs to copy the image, which nobody may be writing now.

@@ -46,7 +46,7 @@ MONITORING = "vdsm.storage.ioproc:serve_monitor"
 PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
     function.__name__: function
     for function in (
-        *(places.format_repository, places.header, places.leave_lockspace, places.probe),
+        *(places.format_repository, places.header, places.leave_lockspace, places.probe, places.show, places.sweep),
         *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
         *(fences.lease, fences.force),
         exporting.check_export,

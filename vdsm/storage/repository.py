@@ -184,6 +184,11 @@ class Repository(abc.ABC):
     def reading(self, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
         """Data of these names can be read on this host inside the block. Their images' leases are held."""
 
+    def keeping(self, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+        """What a process of this host makes readable inside the block stays so at its end too, until `sweep` finds that
+        nobody has it open. Touches only local files, so the agent may."""
+        return contextlib.nullcontext()
+
     @abc.abstractmethod
     def remove_data(self, name: str) -> None:
         """Removes data; none of that name is fine. It is gone from stable storage at return.
@@ -198,6 +203,10 @@ class Repository(abc.ABC):
     def data_sizes(self) -> dict[str, int]:
         """{name: `allocated_bytes`} of all data."""
         return {name: self.allocated_bytes(name) for name in self.data_names()}
+
+    def sweep(self) -> list[str]:
+        """Takes from this host what dead processes had made readable here; names of it."""
+        return []
 
     # -- what all formats share
 

@@ -46,3 +46,14 @@ def probe(repo: Repository, argument: Argument) -> dict[str, Any]:
         reason = f"another repository is there: {found['name']}"
         raise errors.NotARepository(place=repo.place, repo_format=repo.format, reason=reason)
     return {"read_s": read_s, **space._asdict()}
+
+
+def show(repo: Repository, argument: Argument) -> None:
+    """Makes data readable on this host. argument: names. It stays so while somebody is `Repository.keeping` it."""
+    with repo.reading(argument["names"]):
+        pass
+
+
+def sweep(repo: Repository, argument: Argument) -> list[str]:
+    """See `Repository.sweep`."""
+    return repo.sweep()
