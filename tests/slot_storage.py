@@ -1,9 +1,10 @@
 """Storage's door for VMs over real slots: real sanlock leases and real records in a directory, without the agent's
 processes around them. Disks are raw files; what virt asks of storage is all there is."""
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ class SlotStorage:
             [self.slot(image_id).data_lease(shared=not writable)],
             [{"slot": list(self.slot(image_id)), "expect": expect}],
         )
+
+    def keeping(self, plans: Iterable[storage.DiskPlan]) -> contextlib.AbstractContextManager[None]:
+        """Files need nothing."""
+        return contextlib.nullcontext()
 
     def repo_name(self, repo_id: str) -> str:
         if repo_id != self.REPO_ID:

@@ -16,8 +16,8 @@ GROUND = domxml.Ground("qemu", "/run/launcher", "/usr/bin/qemu", console_log="/r
 QEMU = f"{{{domxml.QEMU_NAMESPACE}}}"
 
 
-def source(path: str = "/repo/data", kind: str = "qcow2", *backing: dict[str, str]) -> Any:
-    return types.SimpleNamespace(path=path, format=kind, backing=list(backing))
+def source(path: str = "/repo/data", kind: str = "qcow2", *backing: dict[str, Any], is_volume: bool = False) -> Any:
+    return types.SimpleNamespace(path=path, format=kind, size_bytes=5 << 20, backing=list(backing), is_volume=is_volume)
 
 
 def metadata(**wanted: Any) -> domxml.Metadata:
@@ -96,6 +96,17 @@ def test_the_chain_is_explicit_and_ends() -> None:
 def test_a_disk_without_a_chain_ends_at_once() -> None:
     link = built(source()).find("devices/disk/backingStore")
     assert link is not None and len(link) == 0
+
+
+def test_volumes_are_block_devices_and_a_raw_one_ends_where_its_image_does() -> None:
+    below = {"path": "/dev/vg/below", "format": "raw", "size_bytes": 3 << 20}
+    disk = built(source("/dev/vg/top", "qcow2", below, is_volume=True)).find("devices/disk")
+    assert disk is not None and disk.get("type") == "block"
+    assert disk.find("source[@dev='/dev/vg/top']") is not None and disk.find("source/slices") is None
+    link = disk.find("backingStore[@type='block']")
+    assert link is not None and link.find("source[@dev='/dev/vg/below']") is not None
+    found = link.find("source/slices/slice")
+    assert found is not None and found.attrib == {"type": "storage", "offset": "0", "size": str(3 << 20)}
 
 
 def test_disks_bypass_the_page_cache() -> None:

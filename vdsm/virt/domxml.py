@@ -43,7 +43,11 @@ class Source(Protocol):
     @property
     def format(self) -> str: ...
     @property
-    def backing(self) -> Sequence[dict[str, str]]: ...
+    def size_bytes(self) -> int: ...
+    @property
+    def backing(self) -> Sequence[dict[str, Any]]: ...
+    @property
+    def is_volume(self) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +222,13 @@ def _os(domain: ET.Element, vm: spec.VmSpec, ground: Ground) -> None:
 def _disks(devices: ET.Element, vm: spec.VmSpec, sources: Sequence[Source]) -> None:
     orders = dict(_boot_orders(vm))
     for at, (disk, source, target) in enumerate(zip(vm.disks, sources, targets(vm), strict=True)):
-        element = ET.SubElement(devices, "disk", type="file", device="disk")
+        kind = "block" if source.is_volume else "file"
+        element = ET.SubElement(devices, "disk", type=kind, device="disk")
         # No page cache: another host must see what was written. Native AIO needs that, and is the faster one.
         # A guest that finds its disk full is stopped instead of getting errors.
         driver = {"cache": "none", "io": "native", "discard": "unmap", "error_policy": "stop"}
         ET.SubElement(element, "driver", {"name": "qemu", "type": source.format, **driver})
-        ET.SubElement(element, "source", file=source.path)
+        _source(element, {"path": source.path, "format": source.format, "size_bytes": source.size_bytes})
         _backing(element, source.backing)
         ET.SubElement(element, "target", dev=target, bus=disk.bus)
         _text(element, "serial", disk.serial or disk.image_id)
@@ -235,12 +240,24 @@ def _disks(devices: ET.Element, vm: spec.VmSpec, sources: Sequence[Source]) -> N
         ET.SubElement(devices, "controller", type="scsi", model="virtio-scsi")
 
 
-def _backing(parent: ET.Element, chain: Sequence[dict[str, str]]) -> None:
-    """The whole chain, explicitly: records rule, image headers are not asked. An empty element ends it."""
-    for link in chain:
-        parent = ET.SubElement(parent, "backingStore", type="file")
-        ET.SubElement(parent, "format", type=link["format"])
+def _source(parent: ET.Element, link: dict[str, Any]) -> None:
+    """Where the data is. A volume is longer than the raw image in it, which the guest must not see."""
+    if parent.get("type") == "file":
         ET.SubElement(parent, "source", file=link["path"])
+        return
+    source = ET.SubElement(parent, "source", dev=link["path"])
+    if link["format"] == "raw":
+        slices = ET.SubElement(source, "slices")
+        ET.SubElement(slices, "slice", type="storage", offset="0", size=str(link["size_bytes"]))
+
+
+def _backing(parent: ET.Element, chain: Sequence[dict[str, Any]]) -> None:
+    """The whole chain, explicitly: records rule, image headers are not asked. An empty element ends it."""
+    kind = parent.get("type", "file")  # all of a chain are in one repository
+    for link in chain:
+        parent = ET.SubElement(parent, "backingStore", type=kind)
+        ET.SubElement(parent, "format", type=link["format"])
+        _source(parent, link)
     ET.SubElement(parent, "backingStore")
 
 

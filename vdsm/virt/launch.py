@@ -151,12 +151,13 @@ class Launcher:
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def _start(self, known: vm.Vm, undos: undo.Stack) -> None:
-        with self._place(known):
-            planned = self._plan(known, undos)
-        xml = self._ask_hooks(known, planned)
-        with self._place(known):
-            self._create(known, xml, undos)
-            self._release(known, lambda: self._records.started(known))
+        with contextlib.ExitStack() as kept:
+            with self._place(known):
+                planned = self._plan(known, undos, kept)
+            xml = self._ask_hooks(known, planned)
+            with self._place(known):
+                self._create(known, xml, undos)
+                self._release(known, lambda: self._records.started(known))
 
     @contextlib.contextmanager
     def _place(self, known: vm.Vm) -> Iterator[None]:
@@ -172,9 +173,10 @@ class Launcher:
         finally:
             self._places.release()
 
-    def _plan(self, known: vm.Vm, undos: undo.Stack) -> str:
-        """The domain, before scripts see it."""
+    def _plan(self, known: vm.Vm, undos: undo.Stack, kept: contextlib.ExitStack) -> str:
+        """The domain, before scripts see it. Its disks can be opened as long as `kept` is."""
         disks = [self._storage.plan_disk(disk.image_id, disk.repo_id, not disk.read_only) for disk in known.spec.disks]
+        kept.enter_context(self._storage.keeping(disks))
         lease_plan = self._plan_leases(known, disks)
         ground = self._prepare(known, undos)
         _check_wanted(known)
