@@ -17,6 +17,10 @@ class Helper:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    @property
+    def path(self) -> str:
+        return self._path
+
     def call(self, call: contract.Call[contract.R]) -> contract.R:
         """The result of `call`. Raises the `contract.HelperError` that the helper sent, `Unavailable` when it cannot
         be reached or goes away, `DeadlinePassed` when it is silent for the call's deadline and `MARGIN_S` more."""

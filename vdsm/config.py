@@ -89,6 +89,8 @@ class Storage:
     export_dirs: tuple[str, ...] = ()
     # localfs repositories live under these directories only; the root helper prepares them.
     localfs_dirs: tuple[str, ...] = ("/var/lib/vdsm/storage",)
+    # Processes of this host tell each other here which volumes they use. Local; the agent's user makes it.
+    volume_use_dir: str = "/run/vdsm/volumes"
     # Child processes for one repository's verbs. When all hang, its verbs are refused; nobody else notices.
     io_children: int = 4
     # How long (seconds) one verb may wait for a repository.

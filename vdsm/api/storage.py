@@ -74,6 +74,15 @@ class Storage:
         self._storage.disconnect_storage_repository(repo_id=params.repo_id)
         self._forget(params.repo_id)
 
+    @verb.verb(
+        role="admin",
+        pool=lambda params: params.repo_id,
+        errors=(errors.NoSuchRepository, errors.RepositoryInUse, errors.HelperFailed),
+    )
+    def extendStorageRepository(self, params: models.ExtendParams) -> None:
+        """Adds disks to the volume group of a repository. All hosts that use it must see them. May be repeated."""
+        self._storage.extend_storage_repository(params.repo_id, params.devices, params.overwrite)
+
     @verb.verb(role="monitor", blocking=False)
     def listStorageRepositories(self) -> list[models.Repository]:
         """What is connected, and how it was at the last look. Waits for no storage."""

@@ -12,7 +12,8 @@ _TARGET = "repository in which the image is made"
 _REPOSITORY = "repository that holds the image"
 _PARAMETERS = (
     "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 "
-    "unless said otherwise; no other is tried)"
+    "unless said otherwise; no other is tried); clvm-1.2: vg, and to format one on new disks devices (stable names of "
+    "whole disks) and overwrite (those of them that may hold something)"
 )
 _USER_DATA = "the caller's own, stored and returned untouched"
 
@@ -49,6 +50,12 @@ class ConnectParams(verb.Params):
 
 class DisconnectParams(verb.Params):
     repo_id: str = pydantic.Field(description="as given to connectStorageRepository")
+
+
+class ExtendParams(verb.Params):
+    repo_id: str = pydantic.Field(description="as given to connectStorageRepository")
+    devices: list[str] = pydantic.Field(description="stable names of whole disks: /dev/mapper/..., /dev/disk/by-id/...")
+    overwrite: list[str] = pydantic.Field([], description="those of them that may hold something, which is lost")
 
 
 class ImportParams(verb.Params):

@@ -121,8 +121,8 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
     )),
     "Storage.connectStorageRepository": ("Connects a repository under a handle of the caller's choice, and answers at once.", (
         ("repoId", "string, required", "handle for this connection, not persisted", ()),
-        ("repoFormat", "string, required", "localfs-1.0 or nfs-3.4", ()),
-        ("connectionParameters", "object, optional", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried)", ()),
+        ("repoFormat", "string, required", "clvm-1.2 or localfs-1.0 or nfs-3.4", ()),
+        ("connectionParameters", "object, optional", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried); clvm-1.2: vg, and to format one on new disks devices (stable names of whole disks) and overwrite (those of them that may hold something)", ()),
     )),
     "Storage.copyImage": ("Copies an image, with all that lies below it, into a new image, as a job. A snapshot keeps its id.", (
         ("targetRepoId", "string, required", "repository in which the image is made", ()),
@@ -178,6 +178,11 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.generation", "integer or null, optional", "generation that the image must have", ()),
         ("options.overwrite", "boolean, default false", "replace a plain file that is there", ("true", "false")),
     )),
+    "Storage.extendStorageRepository": ("Adds disks to the volume group of a repository. All hosts that use it must see them. May be repeated.", (
+        ("repoId", "string, required", "as given to connectStorageRepository", ()),
+        ("devices", "list of string, required", "stable names of whole disks: /dev/mapper/..., /dev/disk/by-id/...", ()),
+        ("overwrite", "list of string, default []", "those of them that may hold something, which is lost", ()),
+    )),
     "Storage.fixStorageRepository": ("Starts the job of a fix that a check has listed, on this host or another. It may be sent again at any time:", (
         ("repositoryId", "string, required", "the repository that was checked, on whichever host", ()),
         ("fix", "object, required", "as checkStorageRepository answered it", ()),
@@ -193,8 +198,8 @@ VERBS: dict[str, tuple[str, tuple[Param, ...]]] = {
         ("options.jobId", "string or null, optional", "id of the job; made up when left out", ()),
     )),
     "Storage.formatStorageRepository": ("Makes an empty repository. An existing one, and anything else that is there, is never overwritten.", (
-        ("repoFormat", "string, required", "localfs-1.0 or nfs-3.4", ()),
-        ("connectionParameters", "object, required", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried)", ()),
+        ("repoFormat", "string, required", "clvm-1.2 or localfs-1.0 or nfs-3.4", ()),
+        ("connectionParameters", "object, required", "what the format needs; localfs-1.0: path; nfs-3.4: connection (server:/export), protocol_version (3, 4.1, or 4.2 unless said otherwise; no other is tried); clvm-1.2: vg, and to format one on new disks devices (stable names of whole disks) and overwrite (those of them that may hold something)", ()),
         ("options", "object, optional", "Options of a new repository.", ()),
         ("options.ioTimeout", "integer, default 10", "sanlock's, seconds; a lost host is dead after 8 and a minute", ()),
     )),

@@ -162,6 +162,7 @@ def agent_options(place: layout.Layout) -> dict[str, dict[str, Any]]:
             "import_dirs": [str(place.imports)],
             "export_dirs": [str(place.exports)],
             "localfs_dirs": [str(place.storage)],
+            "volume_use_dir": str(place.scratch / "volumes"),
         },
         "sanlock": {"run_dir": str(place.sanlock)},
         "virt": {

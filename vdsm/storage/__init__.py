@@ -114,6 +114,13 @@ class Storage:
         """Raises `RepositoryInUse`, naming the jobs and VMs that use it."""
         self._connections.disconnect(repo_id, self._users)
 
+    def extend_storage_repository(self, repo_id: str, devices: list[str], overwrite: list[str]) -> None:
+        """Adds disks, by their stable names, to the repository's volume group; those of `overwrite` may hold something.
+
+        Raises `InvalidParameters` for a format that is not made of disks, `HelperFailed` with the reason of root.
+        """
+        self._connections.extend(repo_id, devices, overwrite)
+
     def list_storage_repositories(self) -> list[dict[str, Any]]:
         """{repo_id, repo_format, name, place, state, state_since, seconds_left} of each, and what the monitor knows of
         it: `monitor.Watch.info`. From memory."""

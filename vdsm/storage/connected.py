@@ -17,14 +17,12 @@ from supervdsm import client as helper_client
 from vdsm import config, errors, events, forkserver, logs, periodic
 from vdsm.jobs import job
 from vdsm.record import Record
-from vdsm.storage import formats, ioproc, lockspaces, monitor, repository
+from vdsm.storage import formats, ioproc, lockspaces, monitor, repository, sweeper
 from vdsm.storage.rules import models
 
 _log = logs.get("storage.connected")
 
 POLL_S = 0.25
-# What processes that were killed have left active on this host keeps other hosts from removing it for this long.
-SWEEP_S = 60.0
 # An image is searched in this many repositories at once; more wait. A stuck one holds its thread until its deadline.
 _SEARCHES = 8
 # A disconnect waits for this many io_timeouts until sanlock is out of the lockspace.
@@ -91,7 +89,7 @@ class Connections:
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
         self._monitor = monitor.Monitor(settings.storage)
         self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
-        self._sweeper = periodic.Periodic("sweep", SWEEP_S, self._sweep)
+        self._sweeper = sweeper.Sweeper(self._volumes)
 
     def start(self) -> None:
         self._poller.start()
@@ -102,7 +100,7 @@ class Connections:
         """Forgets all repositories. Their lockspaces stay joined: running VMs hold leases in them."""
         self._poller.stop()
         self._monitor.stop()
-        self._sweeper.stop(0)  # it may be waiting for storage
+        self._sweeper.stop()
         self._searches.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             connections = set(self._connected.values())
@@ -158,6 +156,12 @@ class Connections:
                 self._take_down(connection.ground, connection.description)
         gone = {"name": connection.name, "change": "state", "state": "disconnected"}
         self._events.publish("repository", repo_id, gone)
+
+    def extend(self, repo_id: str, devices: list[str], overwrite: list[str]) -> None:
+        """Adds disks to the storage of the repository."""
+        connection = self.get(repo_id)
+        with self._exclusively(connection.ground):
+            formats.extend(self._helper, connection.description, devices, overwrite)
 
     def _describe(self, repo_format: str, parameters: dict[str, Any], repo_id: str) -> repository.Description:
         return formats.describe(repo_format, parameters, repo_id, self._config.host.id, self._config.storage)
@@ -382,17 +386,9 @@ class Connections:
         for connection in connections.values():
             connection.membership.poll()
 
-    def _sweep(self) -> None:
+    def _volumes(self) -> dict[str, ioproc.Children]:
         with self._lock:
-            found = {id(one): one for one in self._connected.values() if not one.repository.abilities.thin}
-        for connection in found.values():
-            try:
-                swept = connection.children.call("sweep", {}, connection.repo_ids[0])
-            except (errors.VdsmError, IndexError) as error:  # it may be disconnected just now
-                _log.warning("%s is not swept: %s", connection.name, error)
-            else:
-                for name in swept:
-                    _log.info("nobody used %s of %s any more", name, connection.name)
+            return {one.name: one.children for one in self._connected.values() if not one.repository.abilities.thin}
 
     def _tell_all(self, name: str, state: str) -> None:
         """Joined or lost: what is on the way there was asked for by a verb, which tells its caller."""

@@ -85,6 +85,16 @@ class Repository(abc.ABC):
         Nothing of the repository is in use by the agent then; what others still use stays up, and raises.
         """
 
+    @classmethod
+    def extend(
+        cls, helper: helper_client.Helper, description: Description, devices: list[str], overwrite: list[str]
+    ) -> None:
+        """Adds disks to the storage of a connected repository; those of `overwrite` may hold something.
+
+        Blocks for the helper's deadline. What it has already counts as added.
+        """
+        raise errors.InvalidParameters(parameter="repoId", reason=f"{cls.format} is not made of disks")
+
     # -- places: computed, nothing is touched
 
     @abc.abstractmethod

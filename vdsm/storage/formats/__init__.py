@@ -5,9 +5,9 @@ from typing import Any
 from supervdsm import client as helper_client
 from vdsm import config, errors
 from vdsm.storage import repository
-from vdsm.storage.formats import localfs, nfs
+from vdsm.storage.formats import clvm, localfs, nfs
 
-_FORMATS: dict[str, type[repository.Repository]] = {kind.format: kind for kind in (localfs.LocalFs, nfs.Nfs)}
+_FORMATS: dict[str, type[repository.Repository]] = {kind.format: kind for kind in (localfs.LocalFs, nfs.Nfs, clvm.Clvm)}
 NAMES = tuple(sorted(_FORMATS))
 
 
@@ -35,6 +35,13 @@ def bring_up(helper: helper_client.Helper, description: repository.Description, 
 def take_down(helper: helper_client.Helper, description: repository.Description) -> None:
     """See `Repository.take_down`."""
     _kind(description["format"]).take_down(helper, description)
+
+
+def extend(
+    helper: helper_client.Helper, description: repository.Description, devices: list[str], overwrite: list[str]
+) -> None:
+    """See `Repository.extend`."""
+    _kind(description["format"]).extend(helper, description, devices, overwrite)
 
 
 def open(description: repository.Description) -> repository.Repository:

@@ -163,6 +163,7 @@ class Users:
                 try:
                     self._group.deactivate(name)
                     swept.append(name)
+                    _log.info("volume %s was active, and used by nobody", name)
                 finally:
                     os.close(fd)
         return swept
