@@ -32,7 +32,9 @@ JSON_POINT = points.AFTER_GET_CAPS
 class Source:
     path: str
     format: str
-    backing: tuple[dict[str, str], ...] = ()
+    backing: tuple[dict[str, Any], ...] = ()
+    size_bytes: int = 1 << 20
+    is_volume: bool = False
 
 
 def planned() -> str:
@@ -48,7 +50,11 @@ def planned() -> str:
     lease = leases.Lease("lockspace", DISKS[0], "/data/repo/leases", 0, False)
     metadata = domxml.Metadata(wanted, "lockspace", (), (lease,), 1.5)
     sources = [
-        Source(f"/data/repo/images/{DISKS[0]}", "qcow2", ({"path": "/data/repo/images/base", "format": "raw"},)),
+        Source(
+            f"/data/repo/images/{DISKS[0]}",
+            "qcow2",
+            (base,),
+        ),
         Source(f"/data/repo/images/{DISKS[1]}", "raw"),
     ]
     ground = domxml.Ground("qemu", "/usr/libexec/vdsm/leased-exec", "/usr/bin/qemu-system-x86_64")

@@ -240,8 +240,8 @@ def test_plan_of_a_writable_disk(service: Service, shelf: Shelf) -> None:
     assert plan.path == str(shelf.data(disk))
     assert (plan.format, plan.size_bytes, plan.repo_name) == ("qcow2", MIB, shelf.repo.name)
     assert plan.backing == [
-        {"path": str(shelf.data(upper)), "format": "qcow2"},
-        {"path": str(shelf.data(lower)), "format": "raw"},
+        {"path": str(shelf.data(upper)), "format": "qcow2", "size_bytes": MIB},
+        {"path": str(shelf.data(lower)), "format": "raw", "size_bytes": MIB},
     ]
     assert [(lease.name, lease.shared) for lease in plan.leases] == [(disk, False), (upper, True), (lower, True)]
     for check, image in zip(plan.records, images, strict=True):

@@ -65,15 +65,13 @@ def test_other_parameters_are_refused(parameters: dict[str, Any]) -> None:
 def test_no_watchdog_no_shared_repository(service: Service) -> None:
     """The sanlock of the tests has none (trap 5). Nothing was mounted: there is no root helper here that could."""
     assert not lockspaces.has_watchdog()
-    with pytest.raises(errors.NoWatchdog):
-        service.storage.connect_storage_repository("x", FORMAT, GIVEN)
     run_dir = service.settings.sanlock.run_dir
-    settings = config.Config(sanlock=config.Sanlock(run_dir=run_dir, unsafe_no_watchdog=True))
-    root = storage_fixture.Root()
-    connections = connected.Connections(settings, events.EventLog(), service.server, root)
-    with pytest.raises(AssertionError, match="MountNfs"):  # which it would ask root for
-        connections.connect("x", FORMAT, GIVEN)
-    connections.stop()
+    for unsafe, refusal in ((False, errors.NoWatchdog), (True, AssertionError)):
+        settings = config.Config(sanlock=config.Sanlock(run_dir=run_dir, unsafe_no_watchdog=unsafe))
+        connections = connected.Connections(settings, events.EventLog(), service.server, storage_fixture.Root())
+        with pytest.raises(refusal, match="MountNfs" if unsafe else "watchdog"):  # which it would ask root for
+            connections.connect("x", FORMAT, GIVEN)
+        connections.stop()
 
 
 def test_mounts_are_read_as_the_kernel_writes_them() -> None:

@@ -123,5 +123,5 @@ def test_mounts_lie_where_only_root_can_write() -> None:
         (place / "open").chmod(0o777)
         users = (processes.AGENT, processes.AGENT_GROUP, processes.STORAGE_GROUP)
         with pytest.raises(settings.SettingsError, match="--mount-dir"):
-            settings.resolve(*users, [], str(place / "open" / "mounts"))
-        assert settings.resolve(*users, [], str(place / "mounts")).mount_dir == str(place / "mounts")
+            settings.resolve(*users, [], str(place / "open" / "mounts"), [])
+        assert settings.resolve(*users, [], str(place / "mounts"), []).mount_dir == str(place / "mounts")

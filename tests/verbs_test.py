@@ -47,7 +47,7 @@ def test_capabilities_tell_the_domain_type_that_was_proved(client: transport.Cli
     capabilities = client.call("Host.getCapabilities")
     assert capabilities["hostID"] == stack.settings.host.id
     assert capabilities["kvmEnabled"] in ("true", "false")
-    assert capabilities["repositoryFormats"] == ["localfs-1.0"]
+    assert capabilities["repositoryFormats"] == ["clvm-1.2", "localfs-1.0", "nfs-3.4"]
     assert capabilities["reasons"].keys() <= {name for name, value in capabilities.items() if value is None}
 
 
