@@ -49,6 +49,7 @@ def planned() -> str:
     )
     lease = leases.Lease("lockspace", DISKS[0], "/data/repo/leases", 0, False)
     metadata = domxml.Metadata(wanted, "lockspace", (), (lease,), 1.5)
+    base = {"path": "/data/repo/images/base", "format": "raw", "size_bytes": 1 << 20}
     sources = [
         Source(
             f"/data/repo/images/{DISKS[0]}",

@@ -116,7 +116,8 @@ def test_failing_host_is_waited_for_outside_sanlock(
         with leases.Session() as session, session.holding([shelf.repo.slot(disk).data_lease()], 1):
             pass
         assert time.monotonic() - began < 40, "sanlock waits for about a minute"
-    until(other.ended)  # its sanlock found that it had come too late
+    # Its sanlock finds that it has come too late, unless a renewal of its is quicker than its look at the clock.
+    until(lambda: other.ended() or other.state == "live")
     assert shelf.image(target["image_id"])["generation"] == 0
 
 
