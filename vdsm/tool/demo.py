@@ -88,7 +88,9 @@ class Story:
                 event = client.next_event(JOIN_DEADLINE_S)
                 if event is None:
                     raise DemoFailed(f"repository {repo_id} did not join its lockspace within {JOIN_DEADLINE_S} s")
-                print(f"event: repository {event['subject']} is {event['data']['state']}", flush=True)
+                told = event["data"]
+                if told["change"] == "state":
+                    print(f"event: repository {event['subject']} is {told['state']}", flush=True)
 
     def console(self, vm_id: str, until: str, deadline_s: float) -> list[str]:
         """Prints the guest's console as it grows until a line contains `until`; returns all lines."""
