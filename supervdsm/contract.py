@@ -157,6 +157,7 @@ def encode_result(call: Call[R], result: R) -> bytes:
     """The JSON reply of a call that worked. A result that is not of the call's type is a fault of the room."""
     if type(result) is not call.result_type:
         raise TypeError(f"{type(call).__name__} must give a {call.result_type.__name__}")
+    # every result type is a dataclass, which its type does not say
     return _dump({"result": dataclasses.asdict(result)})  # type: ignore[call-overload]
 
 
@@ -170,6 +171,7 @@ def decode_reply(call: Call[R], data: bytes) -> R:
     try:
         document = _load(data)
         if document.keys() == {"result"}:
+            # checked to be of the result type
             return _received("result", call.result_type, document["result"])  # type: ignore[no-any-return]
         if document.keys() != {"error"}:
             raise Refused("neither a result nor an error")

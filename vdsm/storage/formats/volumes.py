@@ -132,7 +132,7 @@ class Users:
                 fcntl.flock(fd, mode)
                 if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
                     return fd
-            except BaseException:
+            except BaseException:  # whatever comes: an open descriptor would keep the lock
                 os.close(fd)
                 raise
             os.close(fd)  # removed meanwhile, with its volume
