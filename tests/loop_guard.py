@@ -15,7 +15,9 @@ _TICK_S = 0.01
 class LoopGuard:
     """Watches the running loop from `start` to `stop`. `stalls` has a line and a stack for each time it was blocked.
 
-    Time that the loop's thread was ready and the kernel had no CPU for it does not count (schedstat's run delay).
+    A blocked loop computes, or it waits while the other threads of the process go on. Neither is the loop's fault: that
+    its thread was ready and the kernel had no CPU for it (schedstat's run delay), and that another thread kept the
+    interpreter, so that the watcher too stood still.
     """
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
@@ -28,8 +30,8 @@ class LoopGuard:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._beat, self._delay = time.monotonic(), self._run_delay()
-        self._stack = ""
+        self._beat, self._delay, self._used = time.monotonic(), self._run_delay(), time.thread_time()
+        self._watched, self._stack = 0.0, ""
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         self._watcher.start()
 
@@ -41,11 +43,13 @@ class LoopGuard:
 
     def _tick(self) -> None:
         """On the loop: how late is it, and whose fault is that?"""
-        now, delay = time.monotonic(), self._run_delay()
-        blocked = now - self._beat - _TICK_S - (delay - self._delay)
+        now, delay, used = time.monotonic(), self._run_delay(), time.thread_time()
+        waited = now - self._beat - _TICK_S - (delay - self._delay)
+        blocked = max(used - self._used, min(waited, self._watched))
         if blocked > self._limit_s:
             self.stalls.append(f"the loop was blocked for {blocked * 1e3:.0f} ms in\n{self._stack}")
-        self._beat, self._delay, self._stack = now, delay, ""
+        self._beat, self._delay, self._used = now, delay, used
+        self._watched, self._stack = 0.0, ""
         self._timer.cancel()
         self._timer = self._loop.call_later(_TICK_S, self._tick)
 
@@ -53,8 +57,12 @@ class LoopGuard:
         return int(self._schedstat.read_text().split()[1]) / 1e9
 
     def _watch(self) -> None:
-        """In a thread of its own: keeps the stack of what blocks the loop."""
+        """In a thread of its own: counts the time in which it could run itself; keeps the stack of what blocks the loop."""
+        seen = time.monotonic()
         while not self._ended.wait(_TICK_S):
-            if not self._stack and time.monotonic() - self._beat > self._limit_s / 2:
+            seen, before = time.monotonic(), seen
+            passed = min(seen - before, 2 * _TICK_S)
+            self._watched += passed
+            if not self._stack and seen - self._beat > self._limit_s / 2:
                 frame = sys._current_frames().get(self._thread)
                 self._stack = "".join(traceback.format_stack(frame)) if frame else ""

@@ -18,6 +18,7 @@ import pytest
 import uvloop
 
 from tests import jsonrpc_corpus as corpus
+from tests.loop_guard import LIMIT_S
 from tests.sample_verbs import World
 from tests.until import private_parents, until
 from tests.wire_fixture import HttpPeer, Peer, Served, UnixPeer, WebSocketPeer, nonsense, request
@@ -591,8 +592,37 @@ def test_stop_leaves_stuck_calls_behind(serve: Serve, monkeypatch: pytest.Monkey
 def test_the_guard_sees_a_blocked_loop(new_loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path) -> None:
     served = Served(tmp_path, new_loop)
     served.start()
-    served.loop.call_soon_threadsafe(lambda: time.sleep(0.3))
+    served.loop.call_soon_threadsafe(lambda: time.sleep(2 * LIMIT_S))
     with served.unix() as one:
         one.call("Spec.get_data")
     with pytest.raises(AssertionError, match="blocked for"):
         served.stop()
+
+
+def test_the_guard_sees_a_loop_that_computes_without_letting_go(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    served = Served(tmp_path, new_loop)
+    served.start()
+    served.loop.call_soon_threadsafe(keep_the_interpreter, LIMIT_S)
+    with served.unix() as one:
+        one.call("Spec.get_data")
+    with pytest.raises(AssertionError, match="blocked for"):
+        served.stop()
+
+
+def test_the_guard_does_not_blame_the_loop_for_another_thread(serve: Serve) -> None:
+    served = serve()
+    with served.unix() as one:
+        keep_the_interpreter(2 * LIMIT_S)
+        one.call("Spec.get_data")
+
+
+def keep_the_interpreter(seconds: float) -> None:
+    """Computes for longer than so many seconds in one instruction: no other thread of the process gets a turn."""
+    size, used = 1 << 10, 0.0
+    while used < seconds:
+        size *= 2
+        began = time.thread_time()
+        sum(range(size))
+        used = time.thread_time() - began
