@@ -38,9 +38,10 @@ class DemoFailed(Exception):
 class Story:
     """The calls of the demo against one running stack, each timed under the name of its step."""
 
-    def __init__(self, stack: standalone.Stack, image: guestimage.GuestImage) -> None:
+    def __init__(self, stack: standalone.Stack, image: guestimage.GuestImage, repo_id: str = "main") -> None:
         self.stack = stack
         self.image = image
+        self.repo_id = repo_id
         self.steps: list[tuple[str, float]] = []
 
     def step(self, title: str, action: Callable[[], Any]) -> Any:
@@ -80,17 +81,21 @@ class Story:
                 if event["subject"] == vm_id:
                     print(f"event: VM {vm_id} is {event['data']['status']} ({event['data']['reason']})", flush=True)
 
-    def joined(self, repo_id: str) -> None:
+    def joined(self) -> None:
         """Connecting answers at once; the lockspace joins behind it. Verbs that write come after that."""
         with transport.connect(str(self.stack.socket_path), timeout_s=10) as client:
             client.subscribe(["repository"])
-            while any(known["state"] != "joined" for known in client.call("Storage.listStorageRepositories")):
+            while self.repository_state(client) != "joined":
                 event = client.next_event(JOIN_DEADLINE_S)
                 if event is None:
-                    raise DemoFailed(f"repository {repo_id} did not join its lockspace within {JOIN_DEADLINE_S} s")
+                    raise DemoFailed(f"repository {self.repo_id} did not join its lockspace within {JOIN_DEADLINE_S} s")
                 told = event["data"]
-                if told["change"] == "state":
-                    print(f"event: repository {event['subject']} is {told['state']}", flush=True)
+                if event["subject"] == self.repo_id and told["change"] == "state":
+                    print(f"event: repository {self.repo_id} is {told['state']}", flush=True)
+
+    def repository_state(self, client: transport.Client) -> str:
+        known = client.call("Storage.listStorageRepositories")
+        return next(str(found["state"]) for found in known if found["repoId"] == self.repo_id)
 
     def console(self, vm_id: str, until: str, deadline_s: float) -> list[str]:
         """Prints the guest's console as it grows until a line contains `until`; returns all lines."""
@@ -116,14 +121,14 @@ class Story:
             lambda: self.call(
                 "Storage",
                 "createSnapshot",
-                "targetRepoId=main",
+                f"targetRepoId={self.repo_id}",
                 f"baseVirtualDiskId={disk}",
                 "userData.name=before-template",
             ),
         )
         self.step(
             "Copy its disk",
-            lambda: self.call("Storage", "copyImage", "targetRepoId=main", f"imageId={disk}", wait=True),
+            lambda: self.call("Storage", "copyImage", f"targetRepoId={self.repo_id}", f"imageId={disk}", wait=True),
         )
         template = self.step("Make a sysprepped template", lambda: self.template(vm_id, disk))
         second_id = ids.new()
@@ -135,10 +140,10 @@ class Story:
         self.step("Clean up", lambda: self.clean_up([vm_id, second_id]))
 
     def repository(self) -> None:
-        where = f"connectionParameters.path={self.stack.storage_dir}/main"
+        where = f"connectionParameters.path={self.stack.storage_dir}/{self.repo_id}"
         self.call("Storage", "formatStorageRepository", "repoFormat=localfs-1.0", where, "options.ioTimeout=2")
-        self.call("Storage", "connectStorageRepository", "repoId=main", "repoFormat=localfs-1.0", where)
-        self.joined("main")
+        self.call("Storage", "connectStorageRepository", f"repoId={self.repo_id}", "repoFormat=localfs-1.0", where)
+        self.joined()
         self.call("Storage", "listStorageRepositories", show="table:repoId,repoFormat,state,freeBytes")
 
     def import_guest(self) -> str:
@@ -147,27 +152,29 @@ class Story:
         source.chmod(0o644)
         image_id = ids.new()
         given = [f"path={source}", "format=raw", f"options.imageId={image_id}"]
-        self.call("Storage", "importImage", "targetRepoId=main", *given, wait=True)
+        self.call("Storage", "importImage", f"targetRepoId={self.repo_id}", *given, wait=True)
         source.unlink()
         return image_id
 
     def boot(self, vm_id: str, name: str, disk: str) -> dict[str, str]:
-        spec = {
+        self.call("VM", "create", f"vmParams={json.dumps(self.spec(vm_id, name, disk))}")
+        lines = self.console(vm_id, LAST_WORD, BOOT_DEADLINE_S)
+        self.until(vm_id, "Up", BOOT_DEADLINE_S)
+        self.call("Host", "getVMList")
+        return dict(IDENTITY.findall("\n".join(lines)))
+
+    def spec(self, vm_id: str, name: str, disk: str) -> dict[str, Any]:
+        return {
             "vmId": vm_id,
             "name": name,
             "memory": MEMORY_MIB,
             "vcpus": 1,
             "directKernel": {**self.boot_files(), "cmdline": "root=LABEL=root console=ttyS0 quiet"},
-            "disks": [{"imageId": disk, "repoId": "main"}],
+            "disks": [{"imageId": disk, "repoId": self.repo_id}],
             "nics": [{"type": "user"}],
             "consoleLog": True,
             "agentChannel": True,
         }
-        self.call("VM", "create", f"vmParams={json.dumps(spec)}")
-        lines = self.console(vm_id, LAST_WORD, BOOT_DEADLINE_S)
-        self.until(vm_id, "Up", BOOT_DEADLINE_S)
-        self.call("Host", "getVMList")
-        return dict(IDENTITY.findall("\n".join(lines)))
 
     def boot_files(self) -> dict[str, str]:
         """The guest's kernel and initial ramdisk, where the agent lets VMs boot from."""
@@ -192,16 +199,23 @@ class Story:
         return image_id
 
     def from_template(self, template: str) -> str:
-        answer = self.call("Storage", "createVirtualDisk", "targetRepoId=main", "size=0", f"baseSnapshotId={template}")
+        answer = self.call(
+            "Storage", "createVirtualDisk", f"targetRepoId={self.repo_id}", "size=0", f"baseSnapshotId={template}"
+        )
         return str(answer["imageId"])
 
     def listings(self) -> None:
         self.call("Host", "getJobs", show="table:kind,status,stage,stages,description")
-        self.call("Storage", "listImages", "repositoryId=main", show="table:imageId,kind,status,storedSize,userData")
+        self.call(
+            "Storage",
+            "listImages",
+            f"repositoryId={self.repo_id}",
+            show="table:imageId,kind,status,storedSize,userData",
+        )
 
     def clean_up(self, vm_ids: list[str]) -> None:
         self.call("Host", "getVMList")
-        self.call("Storage", "disconnectStorageRepository", "repoId=main")
+        self.call("Storage", "disconnectStorageRepository", f"repoId={self.repo_id}")
 
     def table(self) -> str:
         width = max(len(title) for title, _ in self.steps)
