@@ -17,6 +17,7 @@ from vdsm import errors, ids, leases, record
 from vdsm.jobs import job
 from vdsm.storage import holders
 from vdsm.storage.bodies import copying, importing
+from vdsm.storage.files import hostfiles
 from vdsm.storage.rules import models
 from vdsm.storage.steps import reading
 
@@ -423,6 +424,32 @@ def test_file_is_imported(service: Service, shelf: Shelf, file: Path, kind: str,
     image = shelf.image(begun["image_id"])
     assert (image["kind"], image["status"], image["size_bytes"]) == ("disk", "optimized", 4 * MIB)
     assert identical(file_of(shelf, begun["image_id"]), (raw, "raw"))
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_file_is_imported_from_where_nothing_passes_the_page_cache(
+    service: Service, shelf: Shelf, undirect: Path, kind: str
+) -> None:
+    raw, file = undirect / "raw", undirect / f"file.{kind}"
+    raw.write_bytes(os.urandom(MIB))
+    subprocess.run(["qemu-img", "convert", "-O", kind, raw, file], check=True)
+    assert not hostfiles.is_direct(str(file)) and hostfiles.is_direct(shelf.repo.place + "/repository")
+    begun = service.storage.import_image("main", str(file), kind)
+    service.ended(begun["job_id"])
+    assert identical(file_of(shelf, begun["image_id"]), (raw, "raw"))
+
+
+@pytest.fixture
+def undirect(world: storage_fixture.World) -> Iterator[Path]:
+    """A directory whose files have no direct I/O, as in a tmpfs before Linux 6.6."""
+    place = world.import_dir / "memory"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-n", "-t", "ramfs", "memory", place], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no mounts here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-n", place], check=True)
+    place.rmdir()
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 4097, MIB + 513])

@@ -62,8 +62,8 @@ class ExportImage(worker.Body):
                 raise errors.HostFileFailed(path=argument["path"], reason="there is not enough space")
             ctx.stage(EXPORT)
             with file.making() as made:
-                argv = qemuimg.convert(layers, qemuimg.Layer(made, argument["format"]), sparse=True)
-                self._fill(ctx, argv, limits)
+                target = qemuimg.Layer(made, argument["format"], direct=hostfiles.is_direct(made))
+                self._fill(ctx, qemuimg.convert(layers, target, sparse=True), limits)
             ctx.commit(lambda known: known)
             file.publish(overwrite=argument["overwrite"])
 

@@ -43,7 +43,8 @@ class ImportImage(copying.Filling):
             if size_bytes != models.size(header.virtual_size_bytes):
                 raise errors.BadImageFile(path=ctx.argument["path"], reason="it has changed since the request")
             # The tool's own descriptors are its own: it finds this process's one by the process's number.
-            layer = qemuimg.Layer(f"/proc/{os.getpid()}/fd/{fd}", ctx.argument["format"])
+            path = f"/proc/{os.getpid()}/fd/{fd}"
+            layer = qemuimg.Layer(path, ctx.argument["format"], direct=hostfiles.is_direct(path))
             grow = size_bytes > header.virtual_size_bytes
             copying.fill(ctx, self.target(ctx.argument), ctx.record, [layer], grow=grow)
         finally:

@@ -4,6 +4,7 @@ Where a descriptor leads, not what the path looks like, decides: a symbolic link
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,17 @@ def check_place(place: str, path: str, allowed: Iterable[str]) -> None:
     directories = list(allowed)
     if not any(Path(place).is_relative_to(os.path.realpath(directory)) for directory in directories):
         raise errors.PathNotAllowed(path=path, allowed=", ".join(directories) or "none")
+
+
+def is_direct(path: str) -> bool:
+    """Whether the file can be read and written past the page cache. A tmpfs of older kernels, for one, cannot."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
 
 
 class NewFile:

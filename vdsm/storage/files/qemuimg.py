@@ -2,7 +2,8 @@
 
 No format is ever guessed, and no backing name is ever taken from a header: a source is given as its whole chain, built
 here from records, with the format of every layer and an explicit end (traps 34 and 42). Images are read and written
-past the page cache. Tools that parse what guests or strangers wrote run under `limits`.
+past the page cache, and files of this host where their file system can do that. Tools that parse what guests or
+strangers wrote run under `limits`.
 
 The functions build argument lists; `run` is for the quick ones, jobs run the long ones through their worker.
 """
@@ -33,12 +34,14 @@ class Layer(NamedTuple):
 
     `size_bytes` says that it is a volume: its length is no property of the image, which has this one, and it holds old
     bytes where nothing was written (trap 40). `driver` is QEMU's for the path: "host_device" for a block device.
+    `direct`: whether it is read and written past the page cache; a file of this host may be where that is not possible.
     """
 
     path: str
     format: str
     size_bytes: int | None = None
     driver: str = "file"
+    direct: bool = True
 
     @property
     def is_raw_volume(self) -> bool:
@@ -85,8 +88,13 @@ def convert(chain: Sequence[Layer], target: Layer, *, sparse: bool = False) -> l
         fast += ["-n"]
     elif target.format == models.RAW and not sparse:
         fast += ["-o", "preallocation=falloc"]
-    uncached = ["-t", "none", "-T", "none"]
-    return ["qemu-img", "convert", "-p", *fast, *uncached, "-O", target.format, source(chain), target.path]
+    caches = ["-t", _cache(target.direct), "-T", _cache(all(layer.direct for layer in chain))]
+    return ["qemu-img", "convert", "-p", *fast, *caches, "-O", target.format, source(chain), target.path]
+
+
+def _cache(direct: bool) -> str:
+    """qemu-img's word. What is written through the page cache is flushed by whoever made the file."""
+    return "none" if direct else "writeback"
 
 
 def zero(target: Layer, offset: int, length: int) -> list[str]:
