@@ -57,7 +57,7 @@ class LoopGuard:
         return int(self._schedstat.read_text().split()[1]) / 1e9
 
     def _watch(self) -> None:
-        """In a thread of its own: counts the time in which it could run itself; keeps the stack of what blocks the loop."""
+        """In a thread of its own: counts the time in which it could run itself; keeps the stack of what blocks it."""
         seen = time.monotonic()
         while not self._ended.wait(_TICK_S):
             seen, before = time.monotonic(), seen
