@@ -26,9 +26,12 @@ HOST_ID = 2
 class SecondHost:
     """`repo` is the repository whose lockspace it joins."""
 
-    def __init__(self, repo: repository.Repository, description: repository.Description) -> None:
+    def __init__(
+        self, repo: repository.Repository, description: repository.Description, host_id: int = HOST_ID
+    ) -> None:
         self._repo = repo
-        self._description = {**description, "name": repo.name, "host_id": HOST_ID}
+        self._host_id = host_id
+        self._description = {**description, "name": repo.name, "host_id": host_id}
         self._directory = tempfile.TemporaryDirectory(prefix="vdsm-second-")
         self._daemon: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -67,12 +70,12 @@ class SecondHost:
     @property
     def state(self) -> str | None:
         """How this host sees it."""
-        known = leases.hosts(self._repo.name).get(HOST_ID)
+        known = leases.hosts(self._repo.name).get(self._host_id)
         return known.state if known else None
 
     @property
     def generation(self) -> int | None:
-        known = leases.hosts(self._repo.name).get(HOST_ID)
+        known = leases.hosts(self._repo.name).get(self._host_id)
         return known.generation if known else None
 
     @contextlib.contextmanager
