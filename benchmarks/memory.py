@@ -15,7 +15,7 @@ from vdsm.standalone import daemons
 
 # A bare `import pydantic` leaves out what models are made with, which every user of it loads: hence `.main`.
 DEPENDENCIES = """
-import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic.main, sanlock, uvloop
+import sys, aiohttp.web, jsonrpcserver, libvirt, orjson, pydantic.main, pyudev, sanlock, uvloop
 print(flush=True)
 sys.stdin.read()
 """
