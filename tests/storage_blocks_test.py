@@ -256,6 +256,22 @@ def test_base_is_not_split_again_when_nothing_was_written_since(service: Service
     assert len(hidden) == 1
 
 
+def test_making_volumes_may_take_longer_than_reading(
+    service: Service, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands of LVM wait for those of other hosts."""
+    children = service.storage._connections.get("blocks").children
+    monkeypatch.setattr(children, "_deadline_s", 0.5)  # nobody wants to wait longer
+    group = file_volumes.FileGroup(blocks.repo.place, 2)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with group._metadata():
+            making = thread.submit(service.storage.create_virtual_disk, "blocks", MIB)
+            with pytest.raises(errors.RepositoryStuck):
+                service.storage.list_images("blocks")
+            assert not making.done()
+        assert blocks.image(making.result(30)["image_id"])["status"] == "optimized"
+
+
 # -- slots and leases --------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,9 @@ class Storage:
     io_children: int = 4
     # How long (seconds) one verb may wait for a repository.
     io_deadline_s: float = 30.0
+    # The same (seconds) for one that changes volumes: some six commands of LVM, each of which waits its turn with other
+    # hosts by asking again each second, and takes 30 s at most.
+    volume_deadline_s: float = 120.0
     # How long (seconds) a writing verb waits for a lockspace that is still joining, before it says so.
     join_wait_s: float = 2.0
     # How long (seconds) a job waits for a lease that is only passing by (a start, a record write).

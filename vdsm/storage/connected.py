@@ -304,7 +304,8 @@ class Connections:
         """Lets a child change something. Raises `LeaseNotReady` when the lockspace does not join within its wait."""
         connection = self.get(repo_id)
         connection.membership.wait(repo_id, self._config.storage.join_wait_s)
-        return connection.children.call(function, argument, repo_id)
+        deadline_s = None if connection.repository.abilities.thin else self._config.storage.volume_deadline_s
+        return connection.children.call(function, argument, repo_id, deadline_s)
 
     def gate(self, repo_ids: list[str]) -> job.Gate:
         """Why a job on these repositories cannot start yet. From memory; a repository that has gone fails the job."""
