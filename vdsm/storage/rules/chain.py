@@ -96,6 +96,11 @@ def open_resize(image: Record) -> int | None:
     return work_names(image).get("size_bytes") if counts(image) else None
 
 
+def is_disk_at_rest(image: Record) -> bool:
+    """Whether it is a whole disk with no open work: no other image is based on such a one."""
+    return image["kind"] == models.DISK and image["status"] != models.BROKEN and not counts(image)
+
+
 def is_unfinished(image: Record) -> bool:
     """Whether `intents.roll_forward` has something to finish before the disk is used."""
     return open_snapshot(image) is not None or open_resize(image) is not None

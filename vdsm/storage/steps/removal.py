@@ -69,12 +69,31 @@ def clean_held(repo: Repository, session: leases.Session, image_id: str) -> reco
     Returns it as it was, or None when it has to stay. Raises `RecordNotOwned`. Killed: as `clean`.
     """
     image = repo.find(image_id)
-    if image is None or not image["deleted"] or chain.dependents(image_id, entities(repo)):
+    if image is None or not image["deleted"]:
+        return None
+    others = _who_could_need(repo, image)
+    if chain.dependents(image_id, others):
         return None
     record.check_writer(repo.slot(image_id))
     repo.update(session, image_id, lambda found: _being_cleaned(repo, found))
-    discard(repo, session, image_id)
+    discard(repo, session, image_id, others)
     return image
+
+
+def _who_could_need(repo: Repository, image: record.Record) -> list[record.Record]:
+    """The records that could need the image or rely on its data; its lease is held, so no more of them come.
+
+    Of a disk at rest it is those below it: whoever bases anything on a disk splits it first (trap 35). When they do not
+    account for all data that was made for it, and for anything that is no such disk, all records are read: that takes
+    as long as there are images.
+    """
+    if chain.is_disk_at_rest(image):
+        carried = repo.data_names()
+        with contextlib.suppress(errors.ImageNotUsable):
+            below = chain.down(image["id"], repo.find)[1:]
+            if chain.unused_data(image, carried, below) == [image["data"]["name"]]:
+                return below
+    return entities(repo)
 
 
 def _being_cleaned(repo: Repository, image: record.Record) -> record.Record:
@@ -83,15 +102,18 @@ def _being_cleaned(repo: Repository, image: record.Record) -> record.Record:
     return {**image, "status": models.BROKEN, "work": models.work("clean", repo.host_id, names)}
 
 
-def discard(repo: Repository, session: leases.Session, image_id: str) -> None:
+def discard(
+    repo: Repository, session: leases.Session, image_id: str, others: list[record.Record] | None = None
+) -> None:
     """Takes an image from storage whatever its state: data, record, slot. A slot without record goes too.
 
-    The caller holds its data lease inside `owning` and knows that nobody needs it.
+    The caller holds its data lease inside `owning` and knows that nobody needs it. `others`: the records that could
+    rely on its data, read under that lease; None: all.
     """
     carried = repo.data_names()  # before the records are listed (trap 37)
     image = repo.find(image_id)
     if image is not None:
-        for name in chain.unused_data(image, carried, entities(repo)):
+        for name in chain.unused_data(image, carried, entities(repo) if others is None else others):
             repo.remove_data(name)
     repo.free(session, repo.slot(image_id))
 
