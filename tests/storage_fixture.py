@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -31,6 +31,8 @@ from vdsm.storage.steps import copyintents, intents, removal
 Record = record.Record
 
 HOST_NAME = "testhost"  # as the fixture's sanlock calls itself
+
+W = TypeVar("W", bound="World")
 
 
 def describe(place: Path, repo_id: str) -> repository.Description:
@@ -95,7 +97,7 @@ def world() -> Iterator[World]:
     """One for all modules that have this fixture, from the first test that needs it to the end of the session."""
     global _users  # pytest makes a fixture of its own of each module's `world`
     if not _shared:
-        _shared.append(_entered.enter_context(making_world()))
+        _shared.append(_entered.enter_context(making_world(World)))
     _users += 1
     yield _shared[0]
     _users -= 1
@@ -105,12 +107,12 @@ def world() -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def making_world() -> Iterator[World]:
+def making_world(kind: type[W]) -> Iterator[W]:
     for program, package in (("sanlock", "sanlock python3-sanlock"), ("qemu-img", "qemu-utils")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt install {package}")
     with sanlock_fixture.running() as daemon, tempfile.TemporaryDirectory(prefix="vdsm-storage-") as directory:
-        yield World(Path(directory), daemon.run_dir)
+        yield kind(Path(directory), daemon.run_dir)
 
 
 class Shelf:

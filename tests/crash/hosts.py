@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import storage_fixture, until
-from tests.crash import child, tracing
-from vdsm import config, errors, events, forkserver, storage
+from tests import until
+from tests.crash import child, tracing, worlds
+from vdsm import errors, events, forkserver, storage
 from vdsm.jobs import job, pool, registry
 from vdsm.storage import ioproc
 from vdsm.virt import sysprep, template, vmjobs
@@ -47,12 +47,16 @@ class Plan:
 
 
 class Host(forkserver.ForkServer):
-    """The fork server, and a directory for traces and tools. `plan` is None as long as nothing is to be traced."""
+    """The fork server, and a directory for traces and tools. `plan` is None as long as nothing is to be traced.
 
-    def __init__(self, directory: Path, *, real_tools: bool) -> None:
+    `names` are those of the repositories' places, for the children that work there.
+    """
+
+    def __init__(self, directory: Path, names: dict[str, str], *, real_tools: bool) -> None:
         preload = ["vdsm.jobs.worker", *storage.preload(), sysprep.__name__, template.__name__, child.PRELOADED]
         super().__init__(preload, "WARNING", str(directory / "children.log"))
         self.directory = directory
+        self._names = names
         self.job_s = 1200.0 if real_tools else 60.0  # virt-sysprep takes minutes on a busy host without KVM
         self.plan: Plan | None = None
         self._tracers = contextlib.ExitStack()
@@ -114,7 +118,7 @@ class Host(forkserver.ForkServer):
     def _spawn(self, target: str, argument: dict[str, Any], fds: Any) -> forkserver.Child:
         if self.plan is None or target == ioproc.MONITORING:  # which looks whenever it wants to, and changes nothing
             return super().spawn(target, argument, fds=fds)
-        role = _role(target, argument)
+        role = self._role(target, argument)
         self.plan.spawned[role] += 1
         process = f"{role}-{self.plan.spawned[role]}"
         self._refuse_after_death(self.plan, role)
@@ -127,6 +131,11 @@ class Host(forkserver.ForkServer):
         self._tracers.enter_context(tracing.attached(held.pid, self.log(process), self.plan.effect))
         held.channel.send({"go": True})
         return held
+
+    def _role(self, target: str, argument: dict[str, Any]) -> str:
+        if target.startswith(ioproc.__name__):
+            return self._names[argument["place"]]
+        return f"conclude-{argument['kind']}" if "verdict" in argument else str(argument["kind"])
 
     @staticmethod
     def _refuse_after_death(plan: Plan, role: str) -> None:
@@ -152,12 +161,6 @@ def _tool_plan(plan: Plan) -> str:
     return "".join(f"{name}='{value}'\n" for name, value in told.items())
 
 
-def _role(target: str, argument: dict[str, Any]) -> str:
-    if target.startswith(ioproc.__name__):
-        return Path(argument["place"]).name
-    return f"conclude-{argument['kind']}" if "verdict" in argument else str(argument["kind"])
-
-
 class _NoVms:
     """This host runs none."""
 
@@ -173,24 +176,14 @@ class _Emulated:
 class Agent:
     """A host's agent from its start: the two repositories of `world` connected, no job known."""
 
-    def __init__(self, world: storage_fixture.World, host: Host) -> None:
+    def __init__(self, world: worlds.World, host: Host) -> None:
         self.host = host
         self.world = world
-        settings = config.Config(
-            host=config.Host(id=1, name=storage_fixture.HOST_NAME),
-            paths=config.Paths(tmp_dir=str(host.directory)),
-            storage=config.Storage(
-                localfs_dirs=(str(world.directory),),
-                import_dirs=(str(world.import_dir),),
-                export_dirs=(str(world.export_dir),),
-                io_deadline_s=60.0,
-            ),
-            sanlock=config.Sanlock(run_dir=str(world.run_dir)),
-        )
+        settings = world.settings(host.directory)
         log = events.EventLog()
         self.pool = pool.Pool(host, workers=2, lease_wait_s=2.0)
         self.jobs = registry.Registry(self.pool, log)
-        self.storage = storage.Storage(settings, log, host, self.jobs, storage_fixture.Root())
+        self.storage = storage.Storage(settings, log, host, self.jobs, world.helper())
         self.vms = vmjobs.VmJobs(
             settings,
             _NoVms(),  # type: ignore[arg-type]  # what little of it is asked here
@@ -201,21 +194,24 @@ class Agent:
         )
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Agent"]:
+    def running(self, within_s: float = 30) -> Iterator["Agent"]:
+        """`within_s`: how long it may take to join the repositories."""
         self.storage.start()
         self.pool.start()
         try:
             with concurrent.futures.ThreadPoolExecutor() as at_once:
-                list(at_once.map(self.connect, ("main", "other")))
+                list(at_once.map(lambda name: self.connect(name, within_s), ("main", "other")))
             yield self
         finally:
             assert self.pool.stop(30)
             self.storage.stop()
 
-    def connect(self, name: str) -> None:
+    def connect(self, name: str, within_s: float = 30) -> None:
         """Returns when the repository is joined."""
-        self.storage.connect_storage_repository(name, "localfs-1.0", {"path": str(self.world.directory / name)})
-        until.until(lambda: self.storage.gate([name])() is None, 30)  # asks no child: the verb's are the first ones
+        self.storage.connect_storage_repository(name, *self.world.connection(name))
+        until.until(
+            lambda: self.storage.gate([name])() is None, within_s
+        )  # asks no child: the verb's are the first ones
 
     def ended(self, job_id: str | None) -> None:
         """Waits for the job; raises `Failed` when it has not done its work."""

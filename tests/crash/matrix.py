@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import loopfs, sanlock_fixture, storage_fixture
-from tests.crash import hosts, recovery, scenes, tracing, verbs
+from tests.crash import hosts, recovery, scenes, tracing, verbs, worlds
 from tests.until import until
 from vdsm import errors, ids, leases
 
@@ -30,7 +30,7 @@ TOOL = "kill-tool"  # a tool dies, whoever started it lives
 TORN = "kill-torn"  # as `kill`, in the middle of writing a record: half of it is there
 
 _SLOTS = ("/images/", "/vms/", "/.repository")
-_CALLED = (*scenes.PLACES, scenes.FRESH)  # whose children do what a call asks for
+CALLED = (*scenes.PLACES, scenes.FRESH)  # whose children do what a call asks for
 
 
 class Case(NamedTuple):
@@ -54,15 +54,19 @@ class Recording(NamedTuple):
 
 
 class Ground:
-    """The repositories and the fork server that all cases use, one after the other."""
+    """The repositories and the fork server that all cases use, one after the other. `mender` has everything checked and
+    fixed after each; None: the same host does, with an agent that has just started."""
 
-    def __init__(self, world: storage_fixture.World, host: hosts.Host, kept: Path) -> None:
+    def __init__(
+        self, world: worlds.World, host: hosts.Host, kept: Path, mender: recovery.Mender | None = None
+    ) -> None:
         self.world = world
         self.host = host
+        self._mender = mender
         self._kept = kept
         self._scenes: dict[scenes.Build | verbs.Interrupted, scenes.Scene] = {}
         self._recordings: dict[str, Recording] = {}
-        self._places = {str(world.directory / name): name for name in (*_CALLED, scenes.EXPORT)}
+        self._places = world.seen(*CALLED, scenes.EXPORT)
 
     def run_before(self, case: Case) -> list[str]:
         """As `run`, for a verb that ends in another state each time, killed when it could not have come so far."""
@@ -231,16 +235,25 @@ class Ground:
 
     def _recover(self) -> list[str]:
         """What no fix was found for, how fixing failed, and what does not work afterwards."""
-        with self._agent() as agent:
+        with self._fixer() as fixer:
             try:
-                wrong = recovery.recover(agent)
-            except (errors.VdsmError, hosts.Failed) as error:
+                wrong = recovery.recover(fixer)
+            except recovery.FAILURES as error:
                 wrong = [f"fixing failed: {error!r}"]
             try:
-                list(recovery.everywhere(lambda place: _try_out(agent, place)))
-            except errors.VdsmError as error:
+                list(recovery.everywhere(lambda place: _try_out(fixer, place)))
+            except recovery.FAILURES as error:
                 wrong.append(f"the repositories do not work any more: {error!r}")
             return wrong
+
+    @contextlib.contextmanager
+    def _fixer(self) -> Iterator[recovery.Mender]:
+        if self._mender is None:
+            with self._agent() as agent:
+                yield agent
+        else:
+            until(lambda: self._leases() == [])  # its check leaves out what somebody holds
+            yield self._mender
 
     def _judge(self, states: list[dict[str, Any]], outcome: BaseException | None) -> list[str]:
         """The last of `states` is what the verb makes."""
@@ -259,8 +272,8 @@ class Ground:
         return [f"a lease is still held: {line}" for line in held.splitlines() if line.startswith("r ")]
 
 
-def _try_out(agent: hosts.Agent, place: str) -> None:
-    agent.storage.remove_image(place, agent.storage.create_virtual_disk(place, 1 << 16)["image_id"])
+def _try_out(fixer: recovery.Mender, place: str) -> None:
+    fixer.storage.remove_image(place, fixer.storage.create_virtual_disk(place, 1 << 16)["image_id"])
 
 
 def _without(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -285,7 +298,7 @@ def _since_tools(steps: list[tracing.Step]) -> list[tracing.Step]:
 
 
 def _kinds(process: str, step: tracing.Step) -> list[str]:
-    tool, place = process.startswith("tool-"), process.rpartition("-")[0] in _CALLED
+    tool, place = process.startswith("tool-"), process.rpartition("-")[0] in CALLED
     deaths = [HOST]
     if tool:
         deaths += [TOOL, WORKER]
@@ -335,7 +348,7 @@ def ground(file_system_bytes: int | None = None, *, real_tools: bool = False) ->
         world = entered.enter_context(_world(file_system_bytes))
         sanlock_fixture.use(world.run_dir)
         directory = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="vdsm-crash-")))
-        host = hosts.Host(directory, real_tools=real_tools)
+        host = hosts.Host(directory, world.seen(*CALLED), real_tools=real_tools)
         for name, value in host.environment().items():
             patch.setenv(name, value)
         host.start()
@@ -344,15 +357,15 @@ def ground(file_system_bytes: int | None = None, *, real_tools: bool = False) ->
 
 
 @contextlib.contextmanager
-def _world(file_system_bytes: int | None) -> Iterator[storage_fixture.World]:
+def _world(file_system_bytes: int | None) -> Iterator[worlds.World]:
     with contextlib.ExitStack() as entered:
         if file_system_bytes is None:
-            yield entered.enter_context(storage_fixture.making_world())
+            yield entered.enter_context(storage_fixture.making_world(worlds.World))
         else:
             daemon = entered.enter_context(sanlock_fixture.running())
             place = entered.enter_context(loopfs.mounted(file_system_bytes))
             loopfs.unreserve(place)
-            world = storage_fixture.World(place, daemon.run_dir)
+            world = worlds.World(place, daemon.run_dir)
             yield world
             for repo in (world.main, world.other):  # before it is unmounted
                 leases.leave(repo.lockspace())

@@ -2,14 +2,29 @@
 
 import concurrent.futures
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from tests.crash import hosts, scenes
+from vdsm import errors
+from vdsm.client import failures
 
 _ROUNDS = 12  # a chain is merged one image at a time
 
 
-def recover(agent: hosts.Agent) -> list[str]:
+FAILURES = (errors.VdsmError, hosts.Failed, failures.ClientError)
+
+
+class Mender(Protocol):
+    """Whoever has fixes done: an agent, or how one is called."""
+
+    @property
+    def storage(self) -> Any: ...
+
+    def ended(self, job_id: str | None) -> None:
+        """As `hosts.Agent.ended`."""
+
+
+def recover(agent: Mender) -> list[str]:
     """Fixes until no check lists anything any more; what one lists all the same in the end, in words."""
     for _ in range(_ROUNDS):
         lists = everywhere(agent.storage.check_storage_repository)

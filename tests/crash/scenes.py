@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import storage_fixture
-from tests.crash import hosts, outside
+from tests.crash import hosts, outside, worlds
 from vdsm import ids
 from vdsm.tool import guestimage
 
@@ -25,25 +25,25 @@ class Scene:
         self.ids = names
         self.before: dict[str, Any] = {}
 
-    def keep(self, world: storage_fixture.World) -> None:
+    def keep(self, world: worlds.World) -> None:
         for name in _DIRECTORIES:
             shutil.copytree(world.directory / name, self._kept / name)
         self.before = state(world)
 
-    def lay_out(self, world: storage_fixture.World) -> None:
+    def lay_out(self, world: worlds.World) -> None:
         empty(world)
         for name in _DIRECTORIES:
             shutil.copytree(self._kept / name, world.directory / name, dirs_exist_ok=True)
 
 
-def empty(world: storage_fixture.World) -> None:
+def empty(world: worlds.World) -> None:
     world.empty()
     for name in (EXPORT, FRESH):
         shutil.rmtree(world.directory / name, ignore_errors=True)
         (world.directory / name).mkdir()
 
 
-def state(world: storage_fixture.World) -> dict[str, Any]:
+def state(world: worlds.World) -> dict[str, Any]:
     """What callers have in both repositories, and beside them."""
     return {
         **{place: outside.shown(world.directory / place) for place in PLACES},
@@ -53,15 +53,15 @@ def state(world: storage_fixture.World) -> dict[str, Any]:
     }
 
 
-def strays(world: storage_fixture.World) -> list[str]:
+def strays(world: worlds.World) -> list[str]:
     return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
 
 
-def hidden(world: storage_fixture.World) -> list[str]:
+def hidden(world: worlds.World) -> list[str]:
     return [f"{place}: {left}" for place in (EXPORT, FRESH) for left in outside.hidden(world.directory / place)]
 
 
-def unguarded(world: storage_fixture.World) -> list[str]:
+def unguarded(world: worlds.World) -> list[str]:
     return [f"{place}: {disk}" for place in PLACES for disk in outside.unguarded(world.directory / place)]
 
 
@@ -136,7 +136,7 @@ def virtual_machine(build: Builder) -> dict[str, Any]:
 def machine_that_ran(build: Builder) -> dict[str, Any]:
     """A VM of which this host does not know yet that it runs no more."""
     names = virtual_machine(build)
-    ran = {"last_host": storage_fixture.HOST_NAME, "started": 1}
+    ran = {"last_host": build.world.host_name, "started": 1}
     build.storage.finish_vm("main", names["vm"], ran)
     return names
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tests import storage_fixture
-from tests.crash import hosts, outside, scenes
+from tests.crash import hosts, outside, scenes, worlds
 from vdsm import errors, ids
 
 Names = dict[str, Any]
@@ -20,7 +19,7 @@ class Interrupted(NamedTuple):
     kind: str = "kill"
 
 
-def _nothing(world: storage_fixture.World, names: Names) -> object:
+def _nothing(world: worlds.World, names: Names) -> object:
     """Tells nothing."""
 
 
@@ -41,7 +40,7 @@ class Verb(NamedTuple):
     hang: int | None = None
     or_else: str = ""
     again: bool = False
-    tells: Callable[[storage_fixture.World, Names], object] = _nothing
+    tells: Callable[[worlds.World, Names], object] = _nothing
 
 
 def _options(names: Names, **more: Any) -> dict[str, Any]:
@@ -177,8 +176,8 @@ def _aborted(
 
 
 def _format(agent: hosts.Agent, names: Names) -> None:
-    place = {"path": str(agent.world.directory / scenes.FRESH)}
-    agent.storage.format_storage_repository("localfs-1.0", place, {"ioTimeout": 1})
+    place = agent.world.connection(scenes.FRESH)
+    agent.storage.format_storage_repository(*place, {"ioTimeout": agent.world.io_timeout_s})
 
 
 def _join_anew(agent: hosts.Agent, names: Names) -> None:
@@ -201,10 +200,10 @@ def _fence(name: str, place: str = "main") -> Callable[[hosts.Agent, Names], obj
     return act
 
 
-def _generation(kind: str, name: str, place: str = "main") -> Callable[[storage_fixture.World, Names], object]:
+def _generation(kind: str, name: str, place: str = "main") -> Callable[[worlds.World, Names], object]:
     """How far the record counts, and whether its work is open: what a fence changes."""
 
-    def tell(world: storage_fixture.World, names: Names) -> object:
+    def tell(world: worlds.World, names: Names) -> object:
         return outside.generation(world.directory / place, kind, names[name])
 
     return tell
@@ -224,7 +223,7 @@ def _end_vm(agent: hosts.Agent, names: Names) -> None:
 
 
 def _end_vms(agent: hosts.Agent, names: Names) -> None:
-    found = agent.storage.end_vms("main", storage_fixture.HOST_NAME, {"exit_code": 1}, [])
+    found = agent.storage.end_vms("main", agent.world.host_name, {"exit_code": 1}, [])
     if names["vm"] in found["held"]:
         raise errors.LeaseHeld(resource=names["vm"], holder="nobody who can be told")
 
