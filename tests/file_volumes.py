@@ -6,6 +6,7 @@ Imported in the fork server of tests, so that children and workers know the form
     PLACE/host-N/NAME      a link to it while the volume is active on host N: what is not active cannot be opened
     PLACE/open-N/NAME      a test says that a process of host N has it open
     PLACE/use-N/NAME       who of host N uses it (`volumes.Users`)
+    PLACE/size             bytes of the group, when a test says another size than GROUP_BYTES
 
 qemu-img makes files of its own length where a device keeps its own; the end of use makes the length right again, and
 fails when more was written than the volume has room for.
@@ -25,6 +26,7 @@ from vdsm.storage.formats import blocklayout, volumes
 
 FORMAT = "files-0"
 EXTENT_BYTES = 4 << 20
+CHUNK_BYTES = 16 << 20
 OLD = b"\xa5"
 GROUP_BYTES = 8 << 30
 
@@ -32,11 +34,10 @@ GROUP_BYTES = 8 << 30
 class FileGroup(volumes.Group):
     driver = "file"
 
-    def __init__(self, place: str, host_id: int, size_bytes: int = GROUP_BYTES) -> None:
+    def __init__(self, place: str, host_id: int) -> None:
         self._place = Path(place)
         self._active = self._place / f"host-{host_id}"
         self.opened = self._place / f"open-{host_id}"
-        self._size_bytes = size_bytes
         for directory in (self._place / "volumes", self._active, self.opened):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -66,7 +67,11 @@ class FileGroup(volumes.Group):
 
     def space(self) -> tuple[int, int]:
         with self._metadata() as sizes:
-            return self._size_bytes, self._size_bytes - sum(sizes.values())
+            return self._bytes(), self._bytes() - sum(sizes.values())
+
+    def _bytes(self) -> int:
+        told = self._place / "size"
+        return int(told.read_text()) if told.exists() else GROUP_BYTES
 
     def create(self, name: str, size_bytes: int) -> None:
         with self._metadata() as sizes:
@@ -83,7 +88,7 @@ class FileGroup(volumes.Group):
 
     def _set(self, sizes: dict[str, int], name: str, size_bytes: int) -> None:
         rounded = -(-size_bytes // EXTENT_BYTES) * EXTENT_BYTES
-        if sum(sizes.values()) - sizes.get(name, 0) + rounded > self._size_bytes:
+        if sum(sizes.values()) - sizes.get(name, 0) + rounded > self._bytes():
             raise OSError(errno.ENOSPC, "no room")
         sizes[name] = rounded
         self._fit(name, rounded)
@@ -128,14 +133,18 @@ class FileBlocks(blocklayout.BlockLayout):
 
     @classmethod
     def describe(cls, parameters: dict[str, Any], storage: config.Storage) -> repository.Description:
-        return {"place": parameters["path"], "use_dir": f"{parameters['path']}/use-1"}
+        return {**_own(parameters["path"]), "place": parameters["path"]}
 
 
 def describe(place: Path, repo_id: str, host_id: int = 1) -> repository.Description:
     return {
         **{"format": FORMAT, "place": str(place), "name": "", "sector_bytes": 512, "host_id": host_id},
-        **{"repo_id": repo_id, "use_dir": str(place / f"use-{host_id}")},
+        **{"repo_id": repo_id, **_own(str(place), host_id)},
     }
+
+
+def _own(place: str, host_id: int = 1) -> dict[str, Any]:
+    return {"use_dir": f"{place}/use-{host_id}", "chunk_bytes": CHUNK_BYTES}
 
 
 formats._FORMATS[FORMAT] = FileBlocks

@@ -69,10 +69,13 @@ class Blocks(storage_fixture.Shelf):
 
 @pytest.fixture(scope="module")
 def made(world: storage_fixture.World) -> file_volumes.FileBlocks:
+    return make(world, "blocks")
+
+
+def make(world: storage_fixture.World, directory: str) -> file_volumes.FileBlocks:
     """Formatted, and joined by this host."""
     sanlock_fixture.use(world.run_dir)
-    place = world.directory / "blocks"
-    repo = file_volumes.FileBlocks(file_volumes.describe(place, "blocks"))
+    repo = file_volumes.FileBlocks(file_volumes.describe(world.directory / directory, "blocks"))
     repo.format_(sanlock_fixture.IO_TIMEOUT_S)
     leases.join(repo.lockspace(), sanlock_fixture.IO_TIMEOUT_S)
     until(lambda: leases.state(repo.lockspace()) == "joined")
@@ -242,7 +245,7 @@ def test_optimize_makes_raw_data(service: Service, blocks: Blocks, tmp_path: Pat
 
 def test_full_group_is_told_and_nothing_is_left(service: Service, blocks: Blocks) -> None:
     with pytest.raises(errors.RepositoryFull):
-        service.storage.create_virtual_disk("blocks", file_volumes.GROUP_BYTES)
+        service.storage.create_virtual_disk("blocks", file_volumes.GROUP_BYTES, options={"strategy": "performance"})
     assert blocks.repo.data_names() == [] and blocks.repo.images() == {}
 
 

@@ -276,6 +276,12 @@ class Storage:
         """See `images.Images.keeping`."""
         return self._images.keeping(plans)
 
+    def grow_disk(self, repo_id: str, image_id: str, written_bytes: int | None) -> int | None:
+        """Room for what a VM of this host writes, behind the end of what it has written; None: all is full. Answers the
+        end of what is written at which to ask again, None: never. The VM's QEMU holds the disk's lease. Raises
+        `RepositoryFull`; then nothing was changed."""
+        return self._images.grow_disk(repo_id, image_id, written_bytes)
+
     def plan_copy(self, image_id: str, repo_id: str) -> CopyPlan:
         """See `images.Images.plan_copy`."""
         return self._images.plan_copy(image_id, repo_id)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from vdsm import leases, record
 from vdsm.record import Record
 from vdsm.storage.repository import Repository
+from vdsm.storage.rules import models
 
 # What the launcher compares under the leases: anything else may change while the VM is being started.
 _EXPECTED = ("status", "data", "base", "deleted")
@@ -17,7 +18,7 @@ class DiskPlan(NamedTuple):
     `backing` is the chain below, the nearest first, {"path", "format", "size_bytes"} each. `records` are for the
     launcher: {"slot": [lockspace, name, path, offset], "expect": {field: value}} each. With `is_volume` all of it are
     block devices, there while `Storage.keeping` keeps them, or QEMU has them open; `names` is what the repository calls
-    them.
+    them. With `grows` the first of them has to grow while it is written.
     """
 
     repo_id: str
@@ -31,6 +32,7 @@ class DiskPlan(NamedTuple):
     records: list[dict[str, Any]]
     is_volume: bool = False
     names: tuple[str, ...] = ()
+    grows: bool = False
 
 
 class CopyPlan(NamedTuple):
@@ -67,4 +69,5 @@ def plan(repo: Repository, repo_id: str, found: dict[str, Any], *, writable: boo
         records=[{"slot": list(slot), "expect": expect} for slot, expect in zip(slots, checks, strict=True)],
         is_volume=not repo.abilities.thin,
         names=names,
+        grows=writable and not repo.abilities.thin and file["format"] != models.RAW,
     )

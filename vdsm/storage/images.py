@@ -192,13 +192,22 @@ class Images:
 
     @contextlib.contextmanager
     def keeping(self, plans: Iterable[diskplans.DiskPlan]) -> Iterator[None]:
-        """QEMU can open what is planned inside the block; what it has open then stays there as long as it has."""
+        """QEMU can open what is planned inside the block, with room for what it writes; what it has open then stays
+        there as long as it has."""
         with contextlib.ExitStack() as kept:
             for plan in plans:
                 if plan.is_volume:
                     kept.enter_context(self._connections.get(plan.repo_id).repository.keeping(plan.names))
                     self._connections.read(plan.repo_id, "show", {"names": list(plan.names)})
+                if plan.grows:
+                    self._write(plan.repo_id, "make_room", {"image_id": plan.image_id})
             yield
+
+    def grow_disk(self, repo_id: str, image_id: str, written_bytes: int | None) -> int | None:
+        """See `Repository.grow`: of a disk that a VM of this host runs on. Raises `RepositoryFull`, `NoSuchImage`."""
+        asked = {"image_id": image_id, "written_bytes": written_bytes}
+        asks_at: int | None = self._connections.read(repo_id, "grow_disk", asked)
+        return asks_at
 
     def plan_copy(self, image_id: str, repo_id: str, generation: int | None = None) -> diskplans.CopyPlan:
         """What a worker needs to copy the image, which nobody may be writing now.

@@ -28,6 +28,7 @@ from vdsm.storage.steps import (
     copyintents,
     fences,
     fixclaims,
+    growing,
     intents,
     places,
     reading,
@@ -49,7 +50,7 @@ PLAIN: dict[str, Callable[[repository.Repository, dict[str, Any]], Any]] = {
         *(places.format_repository, places.header, places.leave_lockspace, places.probe, places.show, places.sweep),
         *(reading.find, reading.image, reading.images, reading.status, reading.layers, reading.vm, checking.check),
         *(fences.lease, fences.force),
-        exporting.check_export,
+        *(exporting.check_export, growing.grow_disk),
     )
 }
 LEASED: dict[str, intents.Intent] = {
@@ -61,7 +62,7 @@ LEASED: dict[str, intents.Intent] = {
         *(removal.remove_image, vmrecords.ensure_vm, vmrecords.change_vm, vmrecords.end_vms),
         *(vmclaims.claim_vm, vmclaims.unclaim_vm),
         *(fixclaims.begin_fix, fixclaims.withdraw_fix),
-        *(vmrecords.remove_vm, fences.fence),
+        *(vmrecords.remove_vm, fences.fence, growing.make_room),
     )
 }
 

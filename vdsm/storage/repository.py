@@ -190,6 +190,24 @@ class Repository(abc.ABC):
         Raises `RepositoryFull`, and OSError when there is none, or when it could not be written.
         """
 
+    def first_room(self, data_format: str, size_bytes: int) -> int:
+        """`room_bytes` for data of an image of this size that a VM will write: what it begins with, if it can grow."""
+        return qemuimg.most_bytes(data_format, size_bytes)
+
+    def grow(self, data: dict[str, str], size_bytes: int, written_bytes: int | None) -> int | None:
+        """Gives data that a VM writes room behind `written_bytes`, the end of what was written, if there is little
+        left; None: it is full, whatever was written. Answers the end of what was written at which to ask again; None:
+        never, as for all files.
+
+        `size_bytes` is the image's. The data can be read on this host, and its lease is held there, so that nobody else
+        grows it. Never shrinks, may be done twice. Raises `RepositoryFull`: it is as it was.
+        """
+        return None
+
+    def written_bytes(self, data: dict[str, str]) -> int:
+        """The end of what was written, for `grow`. The data can be read, and nobody writes it."""
+        return 0
+
     @abc.abstractmethod
     def reading(self, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
         """Data of these names can be read on this host inside the block. Their images' leases are held."""

@@ -141,19 +141,15 @@ def fill(
     if required > target.space().free_bytes:
         raise errors.RepositoryFull(repo_id=target.repo_id)
     ctx.stage(COPY)
-    room_bytes = required if image["kind"] == models.SNAPSHOT else _most_bytes(image)
+    if grow and made.format != models.RAW:
+        required += qemuimg.SPARE_BYTES
     try:
-        with target.making(image["data"]["name"], max(required, room_bytes)):
+        with target.making(image["data"]["name"], required):
             ctx.tool(qemuimg.convert(layers, made), on_line=qemuimg.teller(ctx.progress), limits=limits)
             if grow and not made.is_raw_volume:
                 ctx.tool(qemuimg.resize(made, image["size_bytes"]), limits=limits)
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, target.repo_id) from error
-
-
-def _most_bytes(image: record.Record) -> int:
-    """What the image's data may come to take: a guest may write all of a disk."""
-    return qemuimg.most_bytes(image["data"]["format"], image["size_bytes"])
 
 
 def fill_difference(
@@ -184,7 +180,8 @@ def fill_difference(
 
 def changing(repo: Repository, image: record.Record) -> contextlib.AbstractContextManager[str]:
     """The path of an image's data, for a tool that may write all of it. On stable storage at the block's end."""
-    return repo.changing(image["data"]["name"], _most_bytes(image))
+    most_bytes = qemuimg.most_bytes(image["data"]["format"], image["size_bytes"])
+    return repo.changing(image["data"]["name"], most_bytes)
 
 
 # -- for jobs that make images of their own: begin, fill, complete; or discard -----------------------------------------

@@ -13,6 +13,7 @@ never opened, only made anew. The stand-ins go with the process.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -42,12 +43,21 @@ def make(
     return. Both chains top first, their data readable. Raises `ToolFailed`, `Aborted`."""
     made = target.layer(image["data"], image["size_bytes"])
     limits = qemuimg.limits(image["size_bytes"])
-    room_bytes = qemuimg.most_bytes(made.format, image["size_bytes"])  # a difference may be all of it
+    room_bytes = 0 if target.abilities.thin else _room_bytes(ctx, image, [chain, [below.layer for below in base]])
     with target.making(image["data"]["name"], room_bytes), stand_in(ctx, base) as backing:
         ctx.tool(qemuimg.create(made, image["size_bytes"]), limits=limits)
         told = qemuimg.teller(ctx.progress)
         ctx.tool(qemuimg.rebase(made, chain, backing), on_line=told, limits=limits)
         ctx.tool(qemuimg.name_backing(made, base[0].layer), limits=limits)
+
+
+def _room_bytes(ctx: context.Context, image: record.Record, chains: Sequence[Sequence[qemuimg.Layer]]) -> int:
+    """The most that the difference of two chains takes: what holds data in either. What the source shows as zeros where
+    the base has data is written, too."""
+    data_format, limits = image["data"]["format"], qemuimg.limits(image["size_bytes"])
+    said = [json.loads(ctx.tool(qemuimg.measure(chain, data_format), limits=limits).stdout) for chain in chains]
+    most_bytes = qemuimg.most_bytes(data_format, image["size_bytes"])
+    return min(most_bytes, sum(int(one["required"]) for one in said) + qemuimg.SPARE_BYTES)
 
 
 @contextlib.contextmanager

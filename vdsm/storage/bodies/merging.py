@@ -19,6 +19,7 @@ they are relinked, at once or by a fix of its own. Nothing relies on that, since
 """
 
 import contextlib
+import json
 from typing import Any
 
 from vdsm import errors, leases, record
@@ -62,7 +63,8 @@ class MergeImage(fixes.Fix):
         size_bytes = upper["size_bytes"]
         files = copying.layers_of(repo, [upper, {**lower, "size_bytes": size_bytes}, *below])
         readable = repo.reading(copying.names_of([upper, *below]))
-        with readable, repo.changing(lower["data"]["name"], _room_bytes(repo, lower, upper)):
+        brought_bytes = repo.allocated_bytes(upper["data"]["name"])
+        with readable, repo.changing(lower["data"]["name"], _room_bytes(repo, lower, upper, brought_bytes)):
             for argv in resizing.widening(files[1], lower["size_bytes"], size_bytes):
                 fixes.run_tool(ctx, repo, argv, size_bytes)
             fixes.run_tool(ctx, repo, qemuimg.commit(files), size_bytes)
@@ -72,7 +74,9 @@ class MergeImage(fixes.Fix):
         top, deleted, *below = copying.layers_of(repo, images)
         with contextlib.ExitStack() as kept:
             kept.enter_context(repo.reading(copying.names_of([lower, *rest])))
-            kept.enter_context(repo.changing(upper["data"]["name"], _room_bytes(repo, upper, lower)))
+            brought_bytes = 0 if repo.abilities.thin else _pulled_bytes(ctx, deleted, lower["size_bytes"])
+            room_bytes = _room_bytes(repo, upper, lower, brought_bytes)
+            kept.enter_context(repo.changing(upper["data"]["name"], room_bytes))
             shown = None
             if below:
                 sizes = [image["size_bytes"] for image in rest]
@@ -115,12 +119,20 @@ def _direction(repo: Repository, upper: record.Record, lower: record.Record) -> 
     return direction
 
 
-def _room_bytes(repo: Repository, into: record.Record, other: record.Record) -> int:
-    """What the data of `into` takes at most when it holds that of `other` too, for the larger of the two."""
+def _pulled_bytes(ctx: worker.Context, lower: qemuimg.Layer, size_bytes: int) -> int:
+    """What pulling writes at most of `lower` and of tables: what it says to be zeros takes no space there, and is
+    written where something lies below."""
+    said = json.loads(ctx.tool(qemuimg.extents(lower), limits=qemuimg.limits(size_bytes)).stdout)
+    present_bytes = sum(int(extent["length"]) for extent in said if extent["present"])
+    return present_bytes + qemuimg.most_bytes(models.QCOW2, size_bytes) - size_bytes
+
+
+def _room_bytes(repo: Repository, into: record.Record, other: record.Record, brought_bytes: int) -> int:
+    """What the data of `into` takes at most with `brought_bytes` of `other`, for the larger of the two."""
     most = qemuimg.most_bytes(into["data"]["format"], max(into["size_bytes"], other["size_bytes"]))
     if into["data"]["format"] == models.RAW or other["data"]["format"] == models.RAW:
         return most
-    return min(most, sum(repo.allocated_bytes(image["data"]["name"]) for image in (into, other)))
+    return min(most, repo.allocated_bytes(into["data"]["name"]) + brought_bytes)
 
 
 def _with_names(known: record.Record, **names: Any) -> record.Record:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vdsm import errors, ids, leases, record
+from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
 from vdsm.storage.rules import chain, models
 from vdsm.storage.steps import intents, removal
@@ -49,7 +50,9 @@ def begin(
     slot = repo.allocate(session, change["hidden"])
     repo.keep(session, change["hidden"])
     record.create(slot, _hidden(repo, disk, change, work, vm))
-    intents.make_data(repo, {**disk, "data": _overlay(change)}, disk, intents.quickly(repo, session, disk))
+    most_bytes = qemuimg.most_bytes(models.QCOW2, disk["size_bytes"])  # nobody grows it while a tool writes
+    overlay = {**disk, "data": _overlay(change)}
+    intents.make_data(repo, overlay, disk, intents.quickly(repo, session, disk), most_bytes)
 
 
 def _overlay(change: Change) -> dict[str, str]:

@@ -23,7 +23,7 @@ _FULL = ("No space left on device", "Disk quota exceeded")
 _CLUSTER_BYTES = 64 * sizes.KIB
 _TABLE_ENTRIES = _CLUSTER_BYTES // 8
 _COUNTS = _CLUSTER_BYTES // 2
-_SPARE_CLUSTERS = 16  # the header, and what is moved while tables grow
+SPARE_BYTES = 16 * _CLUSTER_BYTES  # the header, and what is moved while tables grow
 # Parallel coroutines of a raw copy: what it takes to keep a disk busy.
 _COROUTINES = 16
 _CACHED, _UNCACHED = {"direct": False}, {"direct": True}
@@ -112,7 +112,7 @@ def most_bytes(data_format: str, size_bytes: int) -> int:
     tables = -(-clusters // _TABLE_ENTRIES)
     tables += -(-tables // _TABLE_ENTRIES)  # of L2 and L1, 8 bytes an entry
     counts = -(-(clusters + tables) // _COUNTS) + 1  # a cluster of refcounts, 2 bytes each, and their table
-    return (clusters + tables + counts + -(-counts // _TABLE_ENTRIES) + _SPARE_CLUSTERS) * _CLUSTER_BYTES
+    return (clusters + tables + counts + -(-counts // _TABLE_ENTRIES)) * _CLUSTER_BYTES + SPARE_BYTES
 
 
 def stand_in(path: str, layer: Layer, size_bytes: int, below: str | None) -> list[str]:

@@ -25,9 +25,9 @@ from typing import ClassVar
 
 from vdsm import errors, ids, leases, record, sizes
 from vdsm.storage import repository
-from vdsm.storage.files import qemuimg
+from vdsm.storage.files import qemuimg, refcounts
 from vdsm.storage.formats import slottable, volumes
-from vdsm.storage.rules import models
+from vdsm.storage.rules import models, rooms
 
 SLOT_BYTES = 3 * sizes.MIB  # sanlock wants leases at multiples of 1 MiB
 TABLE_OFFSET = record.SLOT_BYTES
@@ -49,6 +49,7 @@ class BlockLayout(repository.Repository):
         self._group = group
         self._users = volumes.Users(group, description["use_dir"])
         self._slots = group.path(SLOTS_VOLUME)
+        self._chunk_bytes: int = description["chunk_bytes"]
 
     # -- places
 
@@ -260,6 +261,27 @@ class BlockLayout(repository.Repository):
         with self._naming_full(), self._users.using([name], room_bytes), _opened(path) as volume:
             yield path
             volume.flush()
+
+    def first_room(self, data_format: str, size_bytes: int) -> int:
+        most_bytes = super().first_room(data_format, size_bytes)
+        return most_bytes if data_format == models.RAW else rooms.room(0, self._chunk_bytes, most_bytes)
+
+    def grow(self, data: dict[str, str], size_bytes: int, written_bytes: int | None) -> int | None:
+        """See `Repository.grow`. Raw data has its size from the beginning."""
+        if data["format"] == models.RAW:
+            return None
+        most_bytes = qemuimg.most_bytes(data["format"], size_bytes)
+        with _opened(self.data_path(data["name"]), os.O_RDONLY) as volume:
+            room_bytes = volume.size_bytes
+        written_bytes = room_bytes if written_bytes is None else written_bytes
+        if written_bytes >= rooms.asks_at(room_bytes, self._chunk_bytes, most_bytes):
+            with self._naming_full():
+                wanted_bytes = rooms.room(written_bytes, self._chunk_bytes, most_bytes)
+                room_bytes = self._group.extend(data["name"], wanted_bytes)
+        return rooms.asks_at(room_bytes, self._chunk_bytes, most_bytes)
+
+    def written_bytes(self, data: dict[str, str]) -> int:
+        return 0 if data["format"] == models.RAW else refcounts.end_bytes(self.data_path(data["name"]))
 
     @contextlib.contextmanager
     def reading(self, names: Iterable[str]) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from supervdsm import calls, contract
 from supervdsm import client as helper_client
-from vdsm import config, errors, roothelper
+from vdsm import config, errors, roothelper, sizes
 from vdsm.storage import repository
 from vdsm.storage.formats import blocklayout, lvmgroup
 
@@ -36,7 +36,8 @@ class Clvm(blocklayout.BlockLayout):
         except contract.Refused as error:
             raise _bad(error.reason) from error
         use_dir = f"{storage.volume_use_dir}/{group}"
-        return {"place": f"/dev/{group}", "vg": group, "devices": devices, "overwrite": overwrite, "use_dir": use_dir}
+        own = {"use_dir": use_dir, "chunk_bytes": storage.volume_chunk_mib * sizes.MIB}
+        return {"place": f"/dev/{group}", "vg": group, "devices": devices, "overwrite": overwrite, **own}
 
     @classmethod
     def bring_up(

@@ -90,13 +90,17 @@ def quickly(repo: Repository, session: leases.Session, image: record.Record) -> 
     return lambda argv: qemuimg.run(argv, (session.fd, *repo.tool_fds), image["size_bytes"])
 
 
-def make_data(repo: Repository, image: record.Record, base: record.Record | None, tool: Tool) -> None:
+def make_data(
+    repo: Repository, image: record.Record, base: record.Record | None, tool: Tool, room_bytes: int | None = None
+) -> None:
     """The image's data, empty, or an overlay on that of `base`, on stable storage at return. Replaces data of that
-    name. There is room for all that a guest may write."""
+    name. There is room for a VM to begin with, or `room_bytes`, for what is not going to be grown while it is written.
+    """
     data, size_bytes = image["data"], image["size_bytes"]
+    room_bytes = repo.first_room(data["format"], size_bytes) if room_bytes is None else room_bytes
     below = repo.layer(base["data"], base["size_bytes"]) if base else None
     try:
-        with repo.making(data["name"], qemuimg.most_bytes(data["format"], size_bytes)):
+        with repo.making(data["name"], room_bytes):
             tool(qemuimg.create(repo.layer(data, size_bytes), size_bytes, below))
     except errors.ToolFailed as error:
         raise qemuimg.explain(error, repo.repo_id) from error
