@@ -67,13 +67,16 @@ class DomainEvent(NamedTuple):
     stopped     shutdown, destroyed, crashed, migrated, saved, failed: the domain is gone
     crashed     the guest panicked
     rebooted
-    io_error    the reason (enospc, eio, ...)
+    io_error    the reason (enospc, eio, ...); `disk` is the device's alias, "" when libvirt does not know it
     agent       connected, disconnected
+    threshold   the device's name, as "vda": a write has passed its threshold, which is gone now, and ends at `offset`
     """
 
     vm_id: str
     kind: str
     detail: str
+    disk: str = ""
+    offset: int = 0
 
 
 def _constants(prefix: str) -> dict[int, str]:
@@ -89,6 +92,7 @@ _LIFECYCLE = {
 }
 _CLOSED = _constants("VIR_CONNECT_CLOSE_REASON_")
 _AGENT = _constants("VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_")
+_DISK_ERRORS = _constants("VIR_DOMAIN_DISK_ERROR_")
 _STATES = {
     getattr(libvirt, f"VIR_DOMAIN_{state.upper()}"): state
     for state in ("running", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
@@ -211,6 +215,7 @@ class Hypervisor:
         _if_supported(lambda: listen(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._rebooted, None))
         _if_supported(lambda: listen(None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._io_error, None))
         _if_supported(lambda: listen(None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._agent, None))
+        _if_supported(lambda: listen(None, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, self._threshold, None))
         with self._lock:
             self._conn = conn
 
@@ -261,11 +266,14 @@ class Hypervisor:
     def _rebooted(self, _: Any, domain: Any, __: Any) -> None:
         self._on_domain(DomainEvent(domain.UUIDString(), "rebooted", ""))
 
-    def _io_error(self, _: Any, domain: Any, __: str, ___: str, ____: int, reason: str, _____: Any) -> None:
-        self._on_domain(DomainEvent(domain.UUIDString(), "io_error", reason or "other"))
+    def _io_error(self, _: Any, domain: Any, __: str, alias: str, ____: int, reason: str, _____: Any) -> None:
+        self._on_domain(DomainEvent(domain.UUIDString(), "io_error", reason or "other", alias or ""))
 
     def _agent(self, _: Any, domain: Any, state: int, __: int, ___: Any) -> None:
         self._on_domain(DomainEvent(domain.UUIDString(), "agent", _AGENT.get(state, "disconnected")))
+
+    def _threshold(self, _: Any, domain: Any, name: str, __: str | None, passed: int, excess: int, ___: Any) -> None:
+        self._on_domain(DomainEvent(domain.UUIDString(), "threshold", name, offset=passed + excess))
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -334,6 +342,19 @@ class Hypervisor:
     def destroy(self, vm_id: str) -> None:
         """Ends QEMU (SIGTERM, after 15 s SIGKILL) and returns when it is gone."""
         self._of("destroy", vm_id, lambda domain: domain.destroy(), DESTROY_TIMEOUT_S, urgent=True)
+
+    def written_bytes(self, vm_id: str, disk: str) -> int:
+        """The end of the last part of the disk's file or volume that its QEMU has written."""
+        return self._of("blockInfo", vm_id, lambda domain: int(domain.blockInfo(disk)[1]))
+
+    def set_threshold(self, vm_id: str, disk: str, offset: int) -> None:
+        """Has an event "threshold" told, once, when a write passes `offset` of the disk's file or volume."""
+        self._of("setBlockThreshold", vm_id, lambda domain: domain.setBlockThreshold(disk, offset))
+
+    def disk_errors(self, vm_id: str) -> dict[str, str]:
+        """{name: "no_space", or "unspec" for all others} of the disks whose errors have stopped the guest."""
+        found = self._of("getDiskErrors", vm_id, lambda domain: dict(domain.diskErrors()))
+        return {name: _DISK_ERRORS.get(number, "unspec") for name, number in found.items()}
 
     def reset(self, vm_id: str) -> None:
         self._of("reset", vm_id, lambda domain: domain.reset(0))
@@ -452,6 +473,11 @@ def _if_supported(call: Callable[[], object]) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
+
+
+def state_in(fields: dict[str, Any]) -> DomainState | None:
+    """The state that is among libvirt's fields of `Hypervisor.stats`."""
+    return _state(fields["state.state"], fields["state.reason"]) if "state.state" in fields else None
 
 
 def _state(state: int, reason: int) -> DomainState:

@@ -27,14 +27,17 @@ class Event(verb.Result):
 class VmEvent(verb.Result):
     """A VM has moved from one state to another, or something else happened to it."""
 
-    change: Literal["created", "state", "agent", "rebooted", "forgotten", "difference", "refused"] = pydantic.Field(
-        description="what happened; docs/events-and-state.md tells what each means"
+    change: Literal["created", "state", "agent", "rebooted", "forgotten", "difference", "refused", "disk"] = (
+        pydantic.Field(description="what happened; docs/events-and-state.md tells what each means")
     )
     status: str | None = pydantic.Field(description="its state now; null: a domain that was not ours is gone")
     previous: str | None = pydantic.Field(description="of state and difference: the state before; null: it was unknown")
     reason: str = pydantic.Field(description="why")
     done: str | None = pydantic.Field(None, description="only of a difference: what was done about it")
     wanted: str | None = pydantic.Field(None, description="only of a refused move: the state it did not go to")
+    disk: str | None = pydantic.Field(None, description="only of a disk: its name, as in the statistics")
+    image_id: str | None = pydantic.Field(None, description="only of a disk: its image")
+    error: dict[str, Any] | None = pydantic.Field(None, description="only of a disk: why it cannot grow")
     exit_code: int | None = pydantic.Field(None, description="only with Down: 0 a normal end, 1 an error")
     exit_reason: int | None = pydantic.Field(None, description="only with Down: upstream's number")
     exit_message: str | None = pydantic.Field(None, description="only with Down: how it ended, in words")

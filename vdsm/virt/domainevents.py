@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable
 
 from vdsm import errors, hypervisor, logs
-from vdsm.virt import endings, states, table, vm
+from vdsm.virt import domxml, endings, growing, states, table, vm
 from vdsm.virt.states import State
 
 _log = logs.get("virt.domainevents")
+
+NO_SPACE = "enospc"  # of an event "io_error"
 
 
 class Watcher:
@@ -24,11 +26,13 @@ class Watcher:
         libvirt: hypervisor.Hypervisor,
         vms: table.Table,
         ends: endings.Endings,
+        growth: growing.Growth,
         compare: Callable[[], object],
     ) -> None:
         self._libvirt = libvirt
         self._vms = vms
         self._ends = ends
+        self._growth = growth
         self._compare = compare
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="vm events", daemon=True)
@@ -64,35 +68,41 @@ class Watcher:
             return  # not ours, or its launch looks itself
         with logs.about(f"vm {known.id}"):
             _log.info("libvirt: %s %s", event.kind, event.detail)
-            _HANDLERS.get(event.kind, Watcher._look)(self, known, event.detail)
+            _HANDLERS.get(event.kind, Watcher._look)(self, known, event)
 
-    def _look(self, known: vm.Vm, detail: str) -> None:
+    def _look(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
         self._vms.observe(known)
 
-    def _stopped(self, known: vm.Vm, detail: str) -> None:
+    def _stopped(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
         if not self._vms.observe(known):  # otherwise the event is about an earlier domain of this VM
-            self._ends.end(known, states.ending(detail, by_guest=known.guest_ended, asked=known.asked))
+            self._ends.end(known, states.ending(event.detail, by_guest=known.guest_ended, asked=known.asked))
 
-    def _shutting_down(self, known: vm.Vm, detail: str) -> None:
-        known.guest_ended = detail == "guest"
+    def _shutting_down(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
+        known.guest_ended = event.detail == "guest"
         self._vms.observe(known)
 
-    def _rebooted(self, known: vm.Vm, detail: str) -> None:
+    def _rebooted(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
         with known.lock:
             known.boots()
             known.tell("rebooted", "the guest boots again")
             if known.state in states.RUNNING:
                 known.move(known.running_state(), "the guest boots again")
 
-    def _agent(self, known: vm.Vm, detail: str) -> None:
+    def _agent(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
         with known.lock:
-            known.agent(detail == "connected")
+            known.agent(event.detail == "connected")
             if known.agent_connected and known.state == State.POWERING_UP:
                 known.move(State.UP, "the guest agent is there")
 
-    def _io_error(self, known: vm.Vm, detail: str) -> None:
-        known.pause_code = detail.upper()
-        self._vms.observe(known, f"a disk failed: {detail}")
+    def _io_error(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
+        known.pause_code = event.detail.upper()
+        disk = domxml.disk_of(known.xml, event.disk)
+        self._vms.observe(known, f"{f'disk {disk}' if disk else 'a disk'} failed: {event.detail}")
+        if event.detail == NO_SPACE:
+            self._growth.watch(known)
+
+    def _threshold(self, known: vm.Vm, event: hypervisor.DomainEvent) -> None:
+        self._growth.want(known, event.detail, event.offset)
 
 
 _HANDLERS = {
@@ -101,4 +111,5 @@ _HANDLERS = {
     "rebooted": Watcher._rebooted,
     "agent": Watcher._agent,
     "io_error": Watcher._io_error,
+    "threshold": Watcher._threshold,
 }

@@ -166,6 +166,7 @@ class Live:
     agent_connected: bool
     vnc_port: int | None
     xml: str  # all of it
+    growing: tuple[str, ...] = ()  # names of the disks whose volumes have to grow while they are written
 
 
 def parse_live(xml: str) -> Live:
@@ -178,7 +179,25 @@ def parse_live(xml: str) -> Live:
         agent_connected=channel is not None and channel.get("state") == "connected",
         vnc_port=None if port in (None, "-1") else int(port or 0),
         xml=xml,
+        growing=tuple(_growing(domain)),
     )
+
+
+def _growing(domain: ET.Element) -> Iterator[str]:
+    for disk in domain.iterfind("devices/disk[@type='block']"):
+        driver, target = disk.find("driver"), disk.find("target")
+        grows = driver is not None and driver.get("type") == "qcow2" and disk.find("readonly") is None
+        if grows and target is not None:
+            yield target.get("dev", "")
+
+
+def disk_of(xml: str, alias: str) -> str | None:
+    """The name of the disk that libvirt calls `alias` in a running domain."""
+    for disk in ET.fromstring(xml).iterfind("devices/disk") if xml else ():
+        known, target = disk.find("alias"), disk.find("target")
+        if known is not None and target is not None and known.get("name") == alias:
+            return target.get("dev")
+    return None
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from vdsm import config, errors, hypervisor, logs, storage, undo
 from vdsm.hooks import points
-from vdsm.virt import domaintype, domxml, endings, plans, spec, states, vm, vmhooks, vmrecord
+from vdsm.virt import domaintype, domxml, endings, growing, plans, spec, states, vm, vmhooks, vmrecord
 from vdsm.virt.states import ExitReason, State
 
 _log = logs.get("virt.launch")
@@ -59,6 +59,7 @@ class Launcher:
         ends: endings.Endings,
         domain_type: domaintype.DomainType,
         hooks: vmhooks.VmHooks,
+        growth: growing.Growth,
     ) -> None:
         self._settings = settings
         self._libvirt = libvirt
@@ -67,6 +68,7 @@ class Launcher:
         self._ends = ends
         self._domain_type = domain_type
         self._hooks = hooks
+        self._growth = growth
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[str, concurrent.futures.Future[None]] = {}
@@ -137,6 +139,7 @@ class Launcher:
                 self._ends.end(known, states.Ending(1, ExitReason.START_FAILED, str(unexpected)), unexpected)
             else:
                 self._hooks.started(known)
+                self._growth.watch(known)
             self._done(known)
 
     def _attempt(self, known: vm.Vm, steps: Callable[[vm.Vm, undo.Stack], None], undos: undo.Stack) -> None:

@@ -16,6 +16,7 @@ from vdsm.virt import (
     domainevents,
     domaintype,
     endings,
+    growing,
     launch,
     missed,
     power,
@@ -73,12 +74,15 @@ class Machines:
             settings, scripts, libvirt, lambda vm_id, params: event_log.publish("hook", vm_id, params)
         )
         self._ends = endings.Endings(self._table, self._records, self._hooks)
+        self._growth = growing.Growth(libvirt, self._table, service, self._go_on)
         self._launcher = launch.Launcher(
-            settings, libvirt, service, self._records, self._ends, self._domain_type, self._hooks
+            settings, libvirt, service, self._records, self._ends, self._domain_type, self._hooks, self._growth
         )
         self._power = power.Power(libvirt, self._table, self._ends, self._records, self._launcher, self._hooks)
-        self._watcher = domainevents.Watcher(libvirt, self._table, self._ends, lambda: self._compare(patience_s=0))
-        self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s)
+        self._watcher = domainevents.Watcher(
+            libvirt, self._table, self._ends, self._growth, lambda: self._compare(patience_s=0)
+        )
+        self._sampler = sampling.Sampler(libvirt, self._table, settings.virt.sample_s, self._growth.sampled)
         self._reconciler = periodic.Periodic("vm comparison", settings.virt.reconcile_s, self._reconcile_if_connected)
         service.set_holder_lookup(self._table.holder)
         self._event_log = event_log
@@ -105,6 +109,7 @@ class Machines:
         """
         threading.Thread(target=self.domain_type, name="domain type", daemon=True).start()  # before it is needed
         self._watcher.start()
+        self._growth.start()
         self._libvirt.start(self._watcher.on_domain, self._watcher.on_connection)
         if self._libvirt.wait_tried(START_GRACE_S):
             self._table.compared.wait(START_GRACE_S)
@@ -117,6 +122,7 @@ class Machines:
         self._launcher.stop()
         self._missed.stop()
         self._sampler.stop()
+        self._growth.stop()
         self._reconciler.stop(STOP_GRACE_S)
         self._libvirt.stop()
         self._watcher.stop()
@@ -267,6 +273,13 @@ class Machines:
         _log.info("found VM %s (%s): %s", known.id, known.spec.name, known.state)
         if known.launching:
             self._launcher.finish(known)
+        else:
+            self._growth.watch(known)
+
+    def _go_on(self, known: vm.Vm, reason: str) -> None:
+        """A VM that stood still goes on; the event of its stop may not have been seen yet."""
+        self._table.observe(known)
+        self._power.cont(known.id, reason)
 
     def _check_leases(self, known: vm.Vm) -> None:
         """A QEMU that runs without its leases is a second writer as soon as another host takes them."""

@@ -42,14 +42,14 @@ class Power:
         self._hooks.after(points.AFTER_VM_PAUSE, known)
         return known
 
-    def cont(self, vm_id: str) -> vm.Vm:
+    def cont(self, vm_id: str, reason: str = "continued on request") -> vm.Vm:
         """Lets the guest run on. Raises `VmLeaseMismatch`, `HookFailed`: then it stays paused."""
         known = self._vms.get(vm_id)
         known.require("cont", {State.PAUSED})
         self._hooks.before(points.BEFORE_VM_CONT, known)
         known.check_leases()
         known.pause_code = None
-        with self._because(known, "continued on request"):
+        with self._because(known, reason):
             self._libvirt.resume(known.id)
         self._hooks.after(points.AFTER_VM_CONT, known)
         return known

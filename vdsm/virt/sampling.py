@@ -8,6 +8,7 @@ and its statistics say since when. The names are upstream VDSM's where the meani
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vdsm import errors, hypervisor, logs, periodic
@@ -44,10 +45,19 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    def __init__(self, libvirt: hypervisor.Hypervisor, vms: table.Table, interval_s: float) -> None:
+    """`told` gets the fields of each VM whose QEMU has answered; it must not block."""
+
+    def __init__(
+        self,
+        libvirt: hypervisor.Hypervisor,
+        vms: table.Table,
+        interval_s: float,
+        told: Callable[[vm.Vm, Fields], object],
+    ) -> None:
         self._libvirt = libvirt
         self._vms = vms
         self._interval_s = interval_s
+        self._told = told
         self._before: dict[str, Sample] = {}
         self._calls: list[threading.Thread] = []
         self._periodic = periodic.Periodic("vm statistics", interval_s, self.sample)
@@ -94,6 +104,8 @@ class Sampler:
             if known is not None and not late:
                 taken = self._before[vm_id] = sample(known, fields, now, before)
                 known.sampled(taken.document)
+                if taken.monitored_at == now:
+                    self._told(known, fields)
 
 
 def _grow_up(known: vm.Vm) -> None:

@@ -53,6 +53,9 @@ class Vm:
         # Its domain as it was last seen, or as it was planned, for hook scripts; "" before scripts were asked.
         self.xml = ""
 
+        # Names of its disks whose volumes have to grow while they are written.
+        self.growing: tuple[str, ...] = ()
+
         self.pid: int | None = None
         self.booted = created
         self.agent_connected = False
@@ -127,6 +130,12 @@ class Vm:
             self.tell("state", reason, before)
             return True
 
+    def restate(self, state: State, reason: str) -> None:
+        """Why it is in `state`, now that more is known; nothing happens when it is in another."""
+        with self.lock:
+            if self.state == state:
+                self.condition = states.Condition(state, reason, self.condition.since)
+
     def tell(self, change: str, reason: str, previous: State | None = None, **more: Any) -> None:
         """Publishes what happened to it: `change` is one of those in `docs/events-and-state.md`."""
         told = {"change": change, "status": self.state, "previous": previous, "reason": reason}
@@ -181,6 +190,7 @@ class Vm:
         self.agent_connected = live.agent_connected
         self.vnc_port = live.vnc_port
         self.xml = live.xml
+        self.growing = tuple(name for name in live.growing if name in domxml.targets(self.spec))  # not a script's own
         self._encode()
 
     # -- leases -------------------------------------------------------------------------------------------------------
