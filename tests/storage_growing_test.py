@@ -35,6 +35,11 @@ def room(blocks: Blocks, image_id: str) -> int:
     return blocks.repo.allocated_bytes(blocks.image(image_id)["data"]["name"])
 
 
+def widen(blocks: Blocks, image_id: str, room_bytes: int) -> None:
+    with blocks.repo.changing(blocks.image(image_id)["data"]["name"], room_bytes):
+        pass
+
+
 @contextlib.contextmanager
 def full(blocks: Blocks, free_bytes: int = 0) -> Iterator[None]:
     """Inside the block no more than that is free in the group."""
@@ -87,31 +92,39 @@ def test_difference_takes_what_both_hold_at_most(service: Service, blocks: Block
 
 
 def test_disk_that_gets_another_size_has_room_for_its_tables(service: Service, blocks: Blocks) -> None:
-    """Its volume is full, and the table of 16 TiB does not fit where the old one was."""
-    one = disk(service, 15 * MIB)
-    blocks.write(one, 3, 0, 15 * MIB)
-    service.storage.resize_virtual_disk("blocks", one, 4 << 40)
-    blocks.shows(one, 3, 0, 15 * MIB)
-    assert room(blocks, one) <= 16 * MIB + 2 * CHUNK
+    """Three clusters of its volume are left, and a table of 15 TiB takes four."""
+    one = disk(service)
+    blocks.write(one, 3, 0, 31 * MIB // 2)
+    service.storage.resize_virtual_disk("blocks", one, 15 << 40)
+    blocks.shows(one, 3, 0, 31 * MIB // 2)
+    assert room(blocks, one) == 2 * CHUNK
+
+
+def test_disk_stays_as_it_is_when_its_tables_have_no_room(service: Service, blocks: Blocks) -> None:
+    one = disk(service)
+    blocks.write(one, 3, 0, 31 * MIB // 2)
+    with full(blocks), pytest.raises(errors.RepositoryFull):
+        service.storage.resize_virtual_disk("blocks", one, 15 << 40)
+    image = blocks.image(one)
+    assert (image["status"], image["size_bytes"]) == ("optimized", DISK)
+    blocks.shows(one, 3, 0, 31 * MIB // 2)
 
 
 def test_pull_has_room_for_zeros_that_took_none(service: Service, blocks: Blocks) -> None:
     """What was zeroed takes no space in a qcow2 of its own, and is written out when that is merged upwards."""
     one = disk(service)
-    blocks.write(one, 1, 0, 10 * MIB)
+    widen(blocks, one, 48 * MIB)
+    blocks.write(one, 1, 0, 40 * MIB)
     service.storage.create_snapshot("blocks", one)
-    with blocks.repo.changing(blocks.image(one)["data"]["name"], 64 * MIB):
-        pass
-    blocks._do(one, f"write -z 0 {10 * MIB}")
+    blocks._do(one, f"write -z 0 {40 * MIB}")
     lower = service.storage.create_snapshot("blocks", one)["image_id"]
-    with blocks.repo.changing(blocks.image(one)["data"]["name"], 68 * MIB):
-        pass  # so that pulling is what writes less
+    widen(blocks, one, 20 * MIB)  # so that pulling seems to write less
     blocks.write(one, 2, 0, MIB)
     service.storage.remove_image("blocks", lower)
     (fix,) = [found for found in service.storage.check_storage_repository("blocks") if found["type"] == "merge"]
     service.ended(service.storage.fix_storage_repository("blocks", fix)["job_id"])
     blocks.shows(one, 2, 0, MIB)
-    blocks.shows(one, 0, MIB, 9 * MIB)
+    blocks.shows(one, 0, MIB, 39 * MIB)
 
 
 # -- a VM's disk -------------------------------------------------------------------------------------------------------

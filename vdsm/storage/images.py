@@ -206,7 +206,7 @@ class Images:
     def grow_disk(self, repo_id: str, image_id: str, written_bytes: int | None) -> int | None:
         """See `Repository.grow`: of a disk that a VM of this host runs on. Raises `RepositoryFull`, `NoSuchImage`."""
         asked = {"image_id": image_id, "written_bytes": written_bytes}
-        asks_at: int | None = self._connections.read(repo_id, "grow_disk", asked)
+        asks_at: int | None = self._write(repo_id, "grow_disk", asked)
         return asks_at
 
     def plan_copy(self, image_id: str, repo_id: str, generation: int | None = None) -> diskplans.CopyPlan:

@@ -163,6 +163,8 @@ class Growth:
             raise errors.NoSuchRepository(repo_id=repo_name)
         known.check_leases()
         full = self._is_full(known, name)
+        if full:
+            known.pause_code = _NO_SPACE  # a new agent has not seen the event
         written_bytes = max(look.written_bytes, self._libvirt.written_bytes(known.id, name))
         asks_at = self._storage.grow_disk(repo_id, _image(known, name), None if full else written_bytes)
         if asks_at is None:

@@ -15,11 +15,11 @@ from vdsm.storage.repository import Repository
 
 def make_room(repo: Repository, session: leases.Session, argument: dict[str, Any]) -> None:
     """A step of room for a VM that is going to be started on the disk `image_id`, as far as there is any: a VM may
-    start in a full repository, and read, or free something."""
+    start in a full repository, and read, or free something. The disk was shown, and is kept so."""
     image_id = argument["image_id"]
     with repo.owning(session, exclusive=[image_id]):
         disk = repo.get(image_id)
-        with repo.reading([disk["data"]["name"]]), contextlib.suppress(errors.RepositoryFull):
+        with contextlib.suppress(errors.RepositoryFull):
             repo.grow(disk["data"], disk["size_bytes"], repo.written_bytes(disk["data"]))
 
 

@@ -76,7 +76,8 @@ def set_size(repo: Repository, session: leases.Session, disk: record.Record, siz
     try:
         room_bytes = size_bytes if data["format"] == models.RAW else 0
         with repo.changing(data["name"], room_bytes) as path:
-            repo.grow(data, size_bytes, repo.written_bytes(data))  # its tables grow
+            if size_bytes > known_bytes:
+                repo.grow(data, size_bytes, repo.written_bytes(data))  # its tables grow
             layer = repo.layer(data, size_bytes)
             resized = widening(layer, known_bytes, size_bytes)
             for argv in resized if layer.is_raw_volume else [qemuimg.resize(layer, size_bytes)]:
