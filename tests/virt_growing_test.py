@@ -220,7 +220,7 @@ def test_disk_grows_before_it_is_full(host: Host) -> None:
 
 
 def test_guest_that_writes_without_a_pause_loses_nothing(host: Host) -> None:
-    end = 64 * MIB
+    end = 32 * MIB
     disk = host.disk(writer(end))
     vm_id = host.started(disks=host.disks(disk))
     until(lambda: host.is_done(vm_id), 60)
@@ -230,7 +230,7 @@ def test_guest_that_writes_without_a_pause_loses_nothing(host: Host) -> None:
 
 
 def test_vm_in_a_full_group_stands_still_and_goes_on_when_it_grew(host: Host) -> None:
-    end = 32 * MIB
+    end = 24 * MIB
     disk = host.disk(writer(end))
     host.group.limit(CHUNK // 2)
     vm_id = host.started(disks=host.disks(disk))
@@ -265,7 +265,7 @@ def test_new_agent_sets_the_threshold_anew(host: Host) -> None:
 
 
 def test_vm_that_stood_still_goes_on_under_a_new_agent(host: Host) -> None:
-    end = 32 * MIB
+    end = 24 * MIB
     disk = host.disk(writer(end))
     host.group.limit(CHUNK // 2)
     vm_id = host.started(disks=host.disks(disk))
