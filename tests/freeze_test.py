@@ -1,31 +1,25 @@
 """One of five repositories hangs in D state: who does not touch it must not feel it."""
 
-import concurrent.futures
-import contextlib
-import itertools
-import statistics
-import threading
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tests import conftest, loopfs, proof, until
-from vdsm import ids, standalone
-from vdsm.client import failures, transport
+from tests import conftest, load, loopfs, proof, until
+from vdsm import standalone
+from vdsm.client import transport
 from vdsm.standalone import processes
 
 HEALTHY = ("main", "calm-1", "calm-2", "calm-3")
 FROZEN = "frozen"
-CALLERS, WRITERS = 3, 40
+WRITERS = 40
 WORSE = 2.0  # how much longer the slowest hundredth may take
 WRITING = ("Storage.createVirtualDisk", "Storage.removeImage")
 HEALTHY_AFTER_S = 30.0
-
-Samples = dict[str, list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -51,78 +45,25 @@ def begin_connect(stack: standalone.Stack, name: str) -> None:
         client.call("Storage.connectStorageRepository", {"repoId": name, **given})
 
 
-class Load:
-    """Callers of everything that does not touch the fifth repository, each on a connection of its own."""
+def connect(stack: standalone.Stack) -> load.Connect:
+    return functools.partial(transport.connect, str(stack.socket_path), 120.0)
 
-    def __init__(self, stack: standalone.Stack, vm_id: str) -> None:
-        self._address = str(stack.socket_path)
-        self._vm_id = vm_id
 
-    def run(self, seconds: float) -> Samples:
-        """How long the calls took, by verb."""
-        found: Samples = defaultdict(list)
-        end = time.monotonic() + seconds
-        with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
-            for samples in pool.map(lambda number: self._call(number, end), range(CALLERS)):
-                for verb, seconds in samples.items():
-                    found[verb] += seconds
-        return found
+def measuring(stack: standalone.Stack, vm_id: str) -> load.Load:
+    """Everything that does not touch the fifth repository."""
 
-    def _call(self, number: int, end: float) -> Samples:
-        found: Samples = defaultdict(list)
-        with transport.connect(self._address) as client:
-            for repo_id in itertools.islice(itertools.cycle(HEALTHY), number, None):
-                for verb, params in self._verbs(repo_id):
-                    began = time.monotonic()
-                    client.call(verb, params)
-                    found[verb].append(time.monotonic() - began)
-                if time.monotonic() > end:
-                    return found
-        raise AssertionError("unreachable")
-
-    def _verbs(self, repo_id: str) -> list[tuple[str, dict[str, Any]]]:
-        image_id = ids.new()
+    def calls(repo_id: str) -> list[tuple[str, dict[str, Any]]]:
         return [
             ("Host.ping2", {}),
             ("Host.getVMList", {}),
             ("Host.getAllVmStats", {}),
             ("Host.getJobs", {}),
-            ("VM.getInfo", {"vmID": self._vm_id}),
+            ("VM.getInfo", {"vmID": vm_id}),
             ("Storage.listStorageRepositories", {}),
-            (
-                "Storage.createVirtualDisk",
-                {"targetRepoId": repo_id, "size": 1 << 20, "options": {"imageId": image_id}},
-            ),
-            ("Storage.getImageStatus", {"repositoryId": repo_id, "imageId": image_id}),
-            ("Storage.listImages", {"repositoryId": repo_id}),
-            ("Storage.removeImage", {"repositoryId": repo_id, "imageId": image_id}),
+            *load.of_images(repo_id),
         ]
 
-
-@contextlib.contextmanager
-def writers(stack: standalone.Stack) -> Iterator[None]:
-    """Callers that write to the fifth repository inside the block. Each has a call under way all the time."""
-    stopping = threading.Event()
-
-    def write() -> None:
-        with transport.connect(str(stack.socket_path), 120.0) as client:
-            while not stopping.is_set():
-                image_id = ids.new()
-                with contextlib.suppress(failures.ClientError):
-                    client.call(
-                        "Storage.createVirtualDisk",
-                        {"targetRepoId": FROZEN, "size": 1 << 20, "options": {"imageId": image_id}},
-                    )
-                    client.call("Storage.removeImage", {"repositoryId": FROZEN, "imageId": image_id})
-
-    with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
-        running = [pool.submit(write) for _ in range(WRITERS)]
-        try:
-            yield
-        finally:
-            stopping.set()
-    for one in running:
-        one.result()
+    return load.Load(connect(stack), HEALTHY, calls)
 
 
 def stack_processes(stack: standalone.Stack) -> list[int]:
@@ -139,47 +80,30 @@ def stuck(stack: standalone.Stack) -> list[int]:
     return [int(task.parent.name) for task in tasks if until.state_of(task) == "D"]
 
 
-def p99(samples: list[float]) -> float:
-    return statistics.quantiles(samples, n=100)[98]
-
-
-class Measured(NamedTuple):
-    """One verb's calls. Percentiles in seconds."""
-
-    calls: int
-    free: float
-    frozen: float
-
-
-def measure(stack: standalone.Stack, five: Path, vm_id: str, rounds: int, seconds: float) -> dict[str, Measured]:
+def measure(stack: standalone.Stack, five: Path, vm_id: str, rounds: int, seconds: float) -> dict[str, load.Measured]:
     """The 99th percentile of each verb while the fifth repository is free, and while it is frozen and written to."""
-    load = Load(stack, vm_id)
-    load.run(1.0)  # all children and threads are there
+    calls = measuring(stack, vm_id)
+    calls.run(1.0)  # all children and threads are there
     processes_before, threads_before = len(stack_processes(stack)), threads(stack.agent_pid)
     # All children of all repositories, and threads that wait for them. Threads or processes for each of the calls would
     # be more.
     most = (len(HEALTHY) + 1) * stack.settings.storage.io_children
     assert most < WRITERS
-    free: Samples = defaultdict(list)
-    frozen: Samples = defaultdict(list)
+    free: load.Samples = defaultdict(list)
+    frozen: load.Samples = defaultdict(list)
     for _ in range(rounds):
-        add(free, load.run(seconds))
+        load.add(free, calls.run(seconds))
         loopfs.freeze(five, stack.inside([]))
-        with writers(stack):
+        with load.Writers(connect(stack), FROZEN, WRITERS).calling():
             try:
                 until.until(lambda: stuck(stack))
-                add(frozen, load.run(seconds))
+                load.add(frozen, calls.run(seconds))
                 assert len(stack_processes(stack)) <= processes_before + most
                 assert threads(stack.agent_pid) <= threads_before + most
             finally:
                 loopfs.thaw(five, stack.inside([]))
         check_healthy(stack)
-    return {verb: Measured(len(found), p99(found), p99(frozen[verb])) for verb, found in free.items()}
-
-
-def add(samples: Samples, more: Samples) -> None:
-    for verb, seconds in more.items():
-        samples[verb] += seconds
+    return load.measured(free, frozen)
 
 
 def check_healthy(stack: standalone.Stack) -> None:
