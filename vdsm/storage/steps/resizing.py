@@ -100,7 +100,8 @@ def _allocate(path: str, size_bytes: int) -> None:
 
     qemu-img allocates only while it grows a file, so one that a dead maker has grown already would stay sparse.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    # Where the file system cannot allocate, as NFS in version 3, the C library writes, and reads before what is there.
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):  # a device has its space
             os.posix_fallocate(fd, 0, size_bytes)
