@@ -52,6 +52,7 @@ _SAID = {
     "Failed to resolve": words.UNREACHABLE,
     "temporarily unavailable": words.UNREACHABLE,  # the name service
     "Input/output error": words.UNREACHABLE,
+    "mount system call failed": words.UNREACHABLE,  # the same, as it words what the kernel said of version 4
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
