@@ -53,6 +53,7 @@ bench:
 	@$(DEV) -m benchmarks
 
 torture:
-	@$(PREREQUISITES) test
+	@$(PREREQUISITES) lab
 	@$(DEV) -m pytest -m torture --ignore tests/crash tests
 	@$(DEV) -m pytest -m torture -n 3 tests/crash
+	@$(DEV) -m pytest -m torture tests/lab

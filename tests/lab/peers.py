@@ -47,6 +47,14 @@ class Peer:
     def image_ids(self, repo_id: str) -> set[str]:
         return {image["imageId"] for image in self("listImages", repositoryId=repo_id)}
 
+    def agent_pid(self) -> str:
+        """Of its user's processes the oldest is the agent."""
+        return self.host.run(["pgrep", "-o", "-u", "vdsm"]).out.strip()
+
+    def checksum(self, path: str) -> str:
+        """Of a file of the host."""
+        return self.host.run(["sha256sum", path]).out.split()[0]
+
     def as_agent(self, command: str, timeout_s: float = 60.0) -> str:
         """What a shell command says, run as the agent's user."""
         argv = ["setpriv", "--reuid", "vdsm", "--regid", "vdsm", "--groups", "kvm", "--", "/bin/sh", "-ec", command]
