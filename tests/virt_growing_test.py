@@ -3,7 +3,9 @@ no room stands still and goes on, and no byte is lost."""
 
 import contextlib
 import dataclasses
+import gzip
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from tests.until import until
 from vdsm import events, forkserver, leases, storage
 from vdsm.jobs import pool, registry
 from vdsm.storage import formats
+from vdsm.tool import guestimage
 
 ground = virt_ground.ground
 MIB = 1 << 20
@@ -49,6 +52,42 @@ def writer(end_bytes: int) -> bytes:
     packet = 0x7C00 + len(start) + len(code(0, 0, 0))
     whole = start + code(packet, -to_error, -to_jump)
     return virt_ground.boot_sector(whole + struct.pack("<BBHHHQ", 16, 0, BLOCK // 512, 0x8000, 0, FIRST // 512))
+
+
+# The first process of a guest that writes as fast as it can.
+FAST_BYTES = 200 * MIB
+FAST = f"""\
+#!/bin/sh
+export PATH=/bin
+mount -t devtmpfs devtmpfs /dev
+exec </dev/console >/dev/console 2>&1
+mount -t proc proc /proc
+while read -r module; do insmod "/modules/$module"; done </modules/order
+head -c 8388608 /dev/zero | tr '\\0' x >/x
+for at in $(seq 0 {FAST_BYTES // (8 * MIB) - 1}); do
+    dd if=/x of=/dev/vda bs=1M seek=$((at * 8)) oflag=direct conv=notrunc 2>/dev/null || echo a write failed
+done
+sync
+echo all is written
+while :; do sleep 3600; done
+"""
+
+
+def fast_guest(boot_dir: Path, scratch: Path) -> dict[str, str]:
+    """directKernel of a guest that runs `FAST`: the tiny guest, with another first process behind its ramdisk."""
+    tiny = guestimage.build_tiny(guestimage.default_cache())
+    (scratch / "fast").write_text(FAST)
+    (scratch / "fast").chmod(0o755)
+    packed = subprocess.run(
+        ["cpio", "--create", "--format=newc", "--quiet", "-D", scratch],
+        input=b"fast\n",
+        check=True,
+        capture_output=True,
+    ).stdout
+    shutil.copyfile(tiny.kernel_path, boot_dir / "fast-kernel")
+    (boot_dir / "fast-initrd").write_bytes(tiny.initrd_path.read_bytes() + gzip.compress(packed))
+    cmdline = "console=ttyS0 quiet rdinit=/fast"
+    return {"kernel": f"{boot_dir}/fast-kernel", "initrd": f"{boot_dir}/fast-initrd", "cmdline": cmdline}
 
 
 class Host(virt_ground.Host):
@@ -113,8 +152,12 @@ class Host(virt_ground.Host):
     def told(self, change: str) -> list[dict[str, Any]]:
         return [event.params for event in self.seen if event.topic == "vm" and event.params["change"] == change]
 
+    def says(self, vm_id: str) -> str:
+        """What the guest has written to its console."""
+        return Path(self.info(vm_id)["console_log"]).read_text(errors="replace")
+
     def is_done(self, vm_id: str) -> bool:
-        return b"D" in Path(self.info(vm_id)["console_log"]).read_bytes()
+        return "D" in self.says(vm_id)
 
     def write(self, vm_id: str, offset: int, length: int, pattern: int) -> None:
         """What the guest would do, by QEMU."""
@@ -227,6 +270,17 @@ def test_guest_that_writes_without_a_pause_loses_nothing(host: Host) -> None:
     assert host.info(vm_id)["status"] == "Up" and end < host.room(disk) <= end + 3 * CHUNK
     host.machines.destroy(vm_id)
     assert shown(host, disk, end) == written(end)
+
+
+def test_guest_that_may_be_faster_than_its_disk_grows_loses_nothing(host: Host, tmp_path: Path) -> None:
+    disk = host.disk()
+    kernel = fast_guest(host.ground.stack.place.boot, tmp_path)
+    vm_id = host.started(disks=host.disks(disk), direct_kernel=kernel, memory_mib=192)
+    until(lambda: "all is written" in host.says(vm_id), 100)
+    assert "failed" not in host.says(vm_id) and host.told("disk") == []
+    until(lambda: host.info(vm_id)["status"] == "Up")
+    host.machines.destroy(vm_id)
+    host.group.qemu_io(host.volume(disk), f"read -P {ord('x')} 0 {FAST_BYTES}")
 
 
 def test_vm_in_a_full_group_stands_still_and_goes_on_when_it_grew(host: Host) -> None:
