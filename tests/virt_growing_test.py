@@ -332,6 +332,22 @@ def test_vm_that_stood_still_goes_on_under_a_new_agent(host: Host) -> None:
     assert shown(host, disk, end) == written(end)
 
 
+def test_vm_that_stood_still_goes_on_under_a_new_libvirtd(host: Host) -> None:
+    end = 24 * MIB
+    disk = host.disk(writer(end))
+    host.group.limit(CHUNK // 2)
+    vm_id = host.started(disks=host.disks(disk))
+    host.wait(vm_id, "Paused")
+    host.ground.stop_libvirtd()
+    host.wait(vm_id, "Unknown")
+    host.group.unlimit()
+    host.ground.start_libvirtd()
+    until(lambda: host.is_done(vm_id), 60)
+    until(lambda: host.info(vm_id)["status"] == "Up")
+    host.machines.destroy(vm_id)
+    assert shown(host, disk, end) == written(end)
+
+
 def test_sample_finds_what_no_event_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = host.disk()
     vm_id = host.started(disks=host.disks(disk))
