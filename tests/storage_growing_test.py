@@ -80,17 +80,6 @@ def test_copy_takes_what_it_needs(service: Service, blocks: Blocks) -> None:
     blocks.shows(copy, 7, 100 * MIB, 9 * MIB)
 
 
-def test_difference_takes_what_both_hold_at_most(service: Service, blocks: Blocks) -> None:
-    """Its base has data where the source shows zeros: those are written."""
-    one, other = disk(service), disk(service)
-    blocks.write(one, 1, 0, 10 * MIB)
-    blocks.write(other, 2, 20 * MIB, MIB)
-    copy = job(service, service.storage.copy_image("blocks", other, base_image_id=one))
-    assert 10 * MIB < room(blocks, copy) <= 20 * MIB
-    blocks.shows(copy, 2, 20 * MIB, MIB)
-    blocks.shows(copy, 0, 0, 10 * MIB)
-
-
 def test_disk_that_gets_another_size_has_room_for_its_tables(service: Service, blocks: Blocks) -> None:
     """Three clusters of its volume are left, and a table of 15 TiB takes four."""
     one = disk(service)

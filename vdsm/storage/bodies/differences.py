@@ -8,17 +8,19 @@ but opens the new backing by a name, and what lies below that as the headers say
 empty images in this process's memory, whose headers, ours, name every file of the base chain with its format
 (trap 42). The source chain is told on the command line, as everywhere; no header ever names a file of it.
 
+How large a difference is, is known when it was made. A volume is given a step of room, and twice as much whenever that
+was too little; then the data is made anew, so in all no more than twice as much is read and written.
+
 Runs in a worker that holds the leases of all files involved. A crash leaves data that nothing shows rightly: it is
 never opened, only made anew. The stand-ins go with the process.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vdsm import record
+from vdsm import errors, record
 from vdsm.jobs import context
 from vdsm.storage.files import qemuimg
 from vdsm.storage.repository import Repository
@@ -43,21 +45,21 @@ def make(
     return. Both chains top first, their data readable. Raises `ToolFailed`, `Aborted`."""
     made = target.layer(image["data"], image["size_bytes"])
     limits = qemuimg.limits(image["size_bytes"])
-    room_bytes = 0 if target.abilities.thin else _room_bytes(ctx, image, [chain, [below.layer for below in base]])
+    room_bytes = target.first_room(made.format, image["size_bytes"])
     with target.making(image["data"]["name"], room_bytes), stand_in(ctx, base) as backing:
-        ctx.tool(qemuimg.create(made, image["size_bytes"]), limits=limits)
-        told = qemuimg.teller(ctx.progress)
-        ctx.tool(qemuimg.rebase(made, chain, backing), on_line=told, limits=limits)
+        while True:
+            ctx.tool(qemuimg.create(made, image["size_bytes"]), limits=limits)
+            try:
+                told = qemuimg.teller(ctx.progress)
+                ctx.tool(qemuimg.rebase(made, chain, backing), on_line=told, limits=limits)
+                break
+            except errors.ToolFailed as error:
+                if target.abilities.thin or not qemuimg.is_full(error):
+                    raise
+            room_bytes *= 2
+            with target.changing(image["data"]["name"], room_bytes):
+                pass  # it has the room now
         ctx.tool(qemuimg.name_backing(made, base[0].layer), limits=limits)
-
-
-def _room_bytes(ctx: context.Context, image: record.Record, chains: Sequence[Sequence[qemuimg.Layer]]) -> int:
-    """The most that the difference of two chains takes: what holds data in either. What the source shows as zeros where
-    the base has data is written, too."""
-    data_format, limits = image["data"]["format"], qemuimg.limits(image["size_bytes"])
-    said = [json.loads(ctx.tool(qemuimg.measure(chain, data_format), limits=limits).stdout) for chain in chains]
-    most_bytes = qemuimg.most_bytes(data_format, image["size_bytes"])
-    return min(most_bytes, sum(int(one["required"]) for one in said) + qemuimg.SPARE_BYTES)
 
 
 @contextlib.contextmanager
