@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests import lab
+from tests.lab import sites
 
 FAILED = pytest.StashKey[bool]()
 
@@ -47,3 +48,17 @@ def one(hosts: list[lab.Host]) -> lab.Host:
 @pytest.fixture
 def two(hosts: list[lab.Host]) -> lab.Host:
     return hosts[1]
+
+
+@pytest.fixture(scope="module")
+def own_site(the_lab: lab.Lab) -> Iterator[sites.Site]:
+    yield sites.Site(the_lab.hosts)
+    for host in the_lab.hosts:
+        host.renew()  # the quickest way out of a lockspace
+
+
+@pytest.fixture
+def site(hosts: list[lab.Host], own_site: sites.Site) -> sites.Site:
+    """Of the module, as long as its hosts are not booted."""
+    own_site.start()
+    return own_site

@@ -53,7 +53,8 @@ class Server:
 
     def __init__(self, disk: lun.Lun, *, squash: bool = False) -> None:
         self.owner = disk.owner
-        self.path = f"/run/nfs{EXPORT}"  # where the exported directory is in the server itself
+        self.root = "/run/nfs"  # where names of exports begin in the server itself
+        self.path = f"{self.root}{EXPORT}"
         self._disk = disk
         self._root = "root_squash" if squash else "no_root_squash"
 
@@ -61,6 +62,12 @@ class Server:
         """Returns when it serves."""
         self.owner.run(["modprobe", "nfsd"])
         self.owner.sh(START.format(export=EXPORT, disk=self._disk.path, grace=GRACE_S, root=self._root), START_S)
+
+    def export(self, name: str, number: int) -> None:
+        """Serves another directory, which is there: `name` begins at the root of exports, `number` tells clients what
+        file system it is."""
+        options = f"rw,sync,fsid={number},{self._root},no_subtree_check,insecure"
+        self.owner.run(["exportfs", "-o", options, f"*:{name}"])
 
     def stop(self) -> None:
         """No longer served, and the LUN is free; nothing where the host is off."""

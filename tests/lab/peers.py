@@ -52,8 +52,8 @@ class Peer:
         return self.host.run(["pgrep", "-o", "-u", "vdsm"]).out.strip()
 
     def checksum(self, path: str) -> str:
-        """Of a file of the host."""
-        return self.host.run(["sha256sum", path]).out.split()[0]
+        """Of a file that the agent's user may read."""
+        return self.as_agent(f"sha256sum {path}").split()[0]
 
     def as_agent(self, command: str, timeout_s: float = 60.0) -> str:
         """What a shell command says, run as the agent's user."""
