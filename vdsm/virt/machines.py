@@ -1,7 +1,8 @@
 """`Machines`: all VMs of this host, and what the api and main call.
 
 Threads: one keeps the connection to libvirt, one handles its events, one compares the table with libvirt, one samples
-statistics; launches have a bounded pool of their own. All verbs are plain blocking calls from any thread.
+statistics; launches have a bounded pool of their own, and so have disks that grow, for each repository. All verbs are
+plain blocking calls from any thread.
 """
 
 import threading
