@@ -232,6 +232,9 @@ class Ground:
             yield agent
         until(lambda: self.host.children() == [], 60)
         self.host.close_lines()
+        until(
+            lambda: scenes.held(self.world) == []
+        )  # or another host's check would leave out what sanlock still gives up
 
     def _recover(self) -> list[str]:
         """What no fix was found for, how fixing failed, and what does not work afterwards."""
@@ -252,7 +255,6 @@ class Ground:
             with self._agent() as agent:
                 yield agent
         else:
-            until(lambda: self._leases() == [])  # its check leaves out what somebody holds
             yield self._mender
 
     def _judge(self, states: list[dict[str, Any]], outcome: BaseException | None) -> list[str]:

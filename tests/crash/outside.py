@@ -18,6 +18,10 @@ _OPEN = ("queued", "running", "committing", "interrupted")
 
 _LEADER = struct.Struct("<IIII QQQQQ 48s 48s")  # sanlock's: magic, ..., names of lockspace and resource
 _LOCKSPACE, _RESOURCE = 0x12212010, 0x06152010
+# When the owner took it, 0: it is free. And in the sector of each host, behind two others, whether it holds it shared.
+_TIMESTAMP, _SECTOR_BYTES, _HOST_FLAGS, _SHARED = struct.Struct("<Q"), 512, 128, 1
+_TIMESTAMP_OFFSET = 152
+_HOSTS = 2
 
 _known: dict[str, str] = {}  # digest of a chain's files: digest of what they show
 
@@ -153,6 +157,26 @@ def _leader(raw: bytes) -> tuple[int, str]:
     """(magic, lockspace) of a lease."""
     magic, *_, lockspace, _ = _LEADER.unpack(raw)
     return magic, lockspace.rstrip(b"\0").decode()
+
+
+def held(place: Path) -> list[str]:
+    """Leases of images and VMs that storage says are held, by one of the first hosts."""
+    found = []
+    for slot in (*(place / "images").iterdir(), *(place / "vms").iterdir()):
+        with slot.open("rb") as file:
+            for at in (0, 1 << 20):
+                file.seek(at)
+                raw = file.read((2 + _HOSTS) * _SECTOR_BYTES)
+                if len(raw) == (2 + _HOSTS) * _SECTOR_BYTES and _is_held(raw):
+                    found.append(f"{slot.name} at {at}")
+    return found
+
+
+def _is_held(raw: bytes) -> bool:
+    if int.from_bytes(raw[:4], "little") != _RESOURCE:
+        return False
+    flags = (raw[(2 + host) * _SECTOR_BYTES + _HOST_FLAGS] for host in range(_HOSTS))
+    return any(_TIMESTAMP.unpack_from(raw, _TIMESTAMP_OFFSET)) or any(flag & _SHARED for flag in flags)
 
 
 def hidden(place: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What is in the repositories before a verb runs: built once through the agent, kept aside, laid out for each case."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,13 +28,25 @@ class Scene:
 
     def keep(self, world: worlds.World) -> None:
         for name in _DIRECTORIES:
-            shutil.copytree(world.directory / name, self._kept / name)
+            shutil.copytree(world.directory / name, self._kept / name, copy_function=_copy_sparse)
         self.before = state(world)
 
     def lay_out(self, world: worlds.World) -> None:
         empty(world)
         for name in _DIRECTORIES:
             shutil.copytree(self._kept / name, world.directory / name, dirs_exist_ok=True)
+
+
+def _copy_sparse(source: str, target: str) -> None:
+    """Without the zeros, of which slots are full: many scenes are kept at once."""
+    with Path(source).open("rb") as read, Path(target).open("wb") as write:
+        while piece := read.read(65536):
+            if piece.count(0) == len(piece):
+                write.seek(len(piece), os.SEEK_CUR)
+            else:
+                write.write(piece)
+        write.truncate()
+    shutil.copystat(source, target)
 
 
 def empty(world: worlds.World) -> None:
@@ -55,6 +68,10 @@ def state(world: worlds.World) -> dict[str, Any]:
 
 def strays(world: worlds.World) -> list[str]:
     return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
+
+
+def held(world: worlds.World) -> list[str]:
+    return [f"{place}: {lease}" for place in PLACES for lease in outside.held(world.directory / place)]
 
 
 def hidden(world: worlds.World) -> list[str]:

@@ -41,15 +41,18 @@ def _quiet(case: matrix.Case, wrong: str | None) -> None:
 
 
 def run(
-    ground: matrix.Ground, cases: Iterable[matrix.Case], each: Callable[[matrix.Case, str | None], None] = _quiet
+    ground: matrix.Ground,
+    cases: Iterable[matrix.Case],
+    each: Callable[[matrix.Case, str | None], None] = _quiet,
+    repeats: str = "tests/crash/crash_repeat_test.py",
 ) -> list[str]:
-    """Runs the cases; what is wrong after each, with the command that repeats it. `each` is told of every case when it
-    has ended, None: all went well."""
+    """Runs the cases; what is wrong after each, with the command that repeats it, which is `repeats`. `each` is told of
+    every case when it has ended, None: all went well."""
     wrong = []
     for case in cases:
         found = ground.run(case)
         if found:
-            repeat = f"CRASH_CASE={case} .venv/bin/python -m pytest tests/crash/crash_repeat_test.py"
+            repeat = f"CRASH_CASE={case} .venv/bin/python -m pytest {repeats}"
             told = [f"{case} ({case.step.what}):", *found, repeat]
             wrong.append("\n    ".join(told))
         each(case, wrong[-1] if found else None)

@@ -1,0 +1,115 @@
+"""Every verb, killed at each of its steps on one host; the other host checks and fixes. A few of them, others with each
+commit (CRASH_OFFSET chooses); with the mark `torture` all, until they are done or CRASH_SECONDS have passed."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import lab, proof
+from tests.crash import progress, selection, verbs
+from tests.lab import crash
+
+NAME = "crash-shared"
+CODE = ("vdsm", "supervdsm", "tests/crash", "tests/lab/crash.py", ":!vdsm/client", ":!vdsm/tool")
+VERSIONS = ("4.2", "3")
+FEW_S, FEW_VERBS, FEW = 75, 4, 3
+# A run of the torture takes so many new cases of each verb, and ends after so long, for the sake of what it tells.
+EACH, RUN_S = 8, 400
+
+
+@pytest.fixture(scope="module")
+def site(the_lab: lab.Lab) -> Iterator[crash.Site]:
+    made = crash.Site(the_lab)
+    made.start()
+    yield made
+    for host in the_lab.hosts:
+        host.renew()
+
+
+@pytest.mark.timeout(600)
+def test_what_one_host_leaves_the_other_one_mends(site: crash.Site) -> None:
+    start, every = selection.offset(), list(verbs.MATRIX)
+    some = [every[(start * FEW_VERBS + number) % len(every)] for number in range(FEW_VERBS)]
+    told = site.run(some, "4.2", 500, each=FEW, seed=start, seconds=FEW_S)
+    met = [one for one in told if "case" in one]
+    print(f"CRASH_OFFSET={start}: {len(met)} cases of {', '.join(some)}")
+    assert met and "failed" not in told[-1], told
+    assert not [one for one in met if one["wrong"]], "\n".join(one["wrong"] for one in met if one["wrong"])
+
+
+@pytest.mark.skipif("CRASH_CASE" not in os.environ, reason="CRASH_CASE=VERB/PROCESS/STEP/KIND names a case to repeat")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_case_again(site: crash.Site, version: str) -> None:
+    case = os.environ["CRASH_CASE"]
+    told = site.run([case.split("/")[0]], version, 800, named=(case,))
+    assert [one["wrong"] for one in told if "case" in one] == [None], told
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(0)
+def test_no_moment_of_death_loses_anything_between_hosts(site: crash.Site) -> None:
+    """Those verbs first of which the fewest cases have been run. It may be stopped; the next run goes on."""
+    kept = progress.Progress(NAME, progress.code(CODE))
+    end = time.monotonic() + float(os.environ.get("CRASH_SECONDS", "inf"))
+    for version in VERSIONS:
+        while (left := _left(kept, version)) and time.monotonic() < end:
+            done = [name.removeprefix(f"{version}/") for name in _met(kept) if name.startswith(f"{version}/")]
+            seconds = min(RUN_S, end - time.monotonic())
+            _keep(
+                kept,
+                version,
+                site.run(left, version, 900, each=EACH, seed=kept.told["seed"], done=done, seconds=seconds),
+            )
+    if not any(_left(kept, version) for version in VERSIONS):
+        kept.end()
+    _write_proof(kept.told)
+    assert not kept.told["wrong"], "\n".join(kept.told["wrong"].values())
+
+
+def _met(kept: progress.Progress) -> set[str]:
+    return {*kept.done, *kept.told["wrong"]}
+
+
+def _left(kept: progress.Progress, version: str) -> list[str]:
+    """Verbs with cases that were not run yet, as far as is known; those with the fewest that were come first."""
+    met, found = _met(kept), []
+    for verb in random.Random(kept.told["seed"]).sample(list(verbs.MATRIX), len(verbs.MATRIX)):
+        begin = f"{version}/{verb}/"
+        cases = {name for name in kept.told["cases"] if name.startswith(begin)}
+        if not cases or cases - met:
+            found.append((len(cases & met), verb))
+    return [verb for _, verb in sorted(found, key=lambda one: one[0])]
+
+
+def _keep(kept: progress.Progress, version: str, told: list[dict[str, Any]]) -> None:
+    for one in told:
+        if "cases" in one:
+            begin = f"{version}/{one['verb']}/"
+            kept.plan({f"{version}/{case}": kind for case, kind in one["cases"].items()}, begin)
+        elif "case" in one:
+            kept.add(f"{version}/{one['case']}", one["wrong"])
+    assert "failed" not in told[-1], told[-1]
+
+
+def _write_proof(told: dict[str, Any]) -> None:
+    """Of what was run, be it all or a part, which it says."""
+    done = {name: told["cases"][name] for name in told["done"] if name in told["cases"]}
+    with proof.writing(NAME, told["seed"]) as facts:
+        facts["seconds"] = f"{told['seconds']:.0f}: all runs"
+        for version in VERSIONS:
+            ours = {name.removeprefix(f"{version}/"): kind for name, kind in done.items() if name.startswith(version)}
+            known = sum(1 for name in told["cases"] if name.startswith(f"{version}/"))
+            met = {name.split("/")[0] for name in ours}
+            share = "all" if told["ended"] else "a part"
+            facts[f"NFS {version}"] = (
+                f"{share}: {len(ours)} cases of {len(met)} of {len(verbs.MATRIX)} verbs; {known} cases were seen so far"
+            )
+            facts |= {f"NFS {version}: {name}": count for name, count in progress.counted(ours).items()}
+        facts["cases in which bytes were lost or changed, a state had no name, or something was left behind"] = len(
+            told["wrong"]
+        )
