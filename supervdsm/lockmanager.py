@@ -3,6 +3,7 @@
 sanlock knows the locks of a group as the lockspace "lvm_" and its name. Nothing here touches storage, but `holder`.
 """
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ KILL_COMMAND = f"/usr/bin/python3 -I {Path(killvg.__file__).resolve()}"
 _PREFIX = "lvm_"
 _HOST_IDS_BYTES = "1M"
 _CONFIGURED = re.compile(r'^(host_id|lvmlockctl_kill_command)="?(.*?)"?$', re.MULTILINE)
+_GLOBAL_LOCK = re.compile(rf"^info=ls ls_name={_PREFIX}(\S+) .*\bsanlock_gl_enabled=1$", re.MULTILINE)
+_HELPER = re.compile(r"^ *helper_pid=(\d+)$", re.MULTILINE)
 
 
 class Holder(NamedTuple):
@@ -46,6 +49,7 @@ def state() -> calls.LockManager:
         host_id=host_id,
         kill_command=kill_command,
         groups={group: joined[group] for group in known or {} if joined and group in joined},
+        global_locks=global_locks() if known else [],
         obstacles=found,
     )
 
@@ -91,6 +95,12 @@ def global_lock() -> str | None:
     return next((group for group, has_it in (_known() or {}).items() if has_it), None)
 
 
+def global_locks() -> list[str]:
+    """The started groups that have LVM's global lock as far as lvmlockd knows, which looks when it starts them."""
+    found = _GLOBAL_LOCK.findall(_ask([LVMLOCKCTL, "--info", "--dump"]) or "")
+    return sorted(found)
+
+
 def host_ids(path: str, offset: int) -> dict[int, tuple[str, int]]:
     """The host ids that hosts have in the lockspace of a group, each with its host's name and the moment of its last
     renewal. Reads storage, as `holder` does."""
@@ -122,6 +132,8 @@ def _obstacles(lvmlockd: bool, sanlock: bool, host_id: int | None, kill_command:
         found.append(f"local/host_id of lvmlocal.conf is not 1 to {volume_calls.MAX_HOSTS}: set it to this host's id")
     if kill_command != KILL_COMMAND:
         found.append(f'global/lvmlockctl_kill_command of lvm.conf is not "{KILL_COMMAND}" (trap 47)')
+    if sanlock and not _kills_as_root():
+        found.append("sanlock was not started by root, so that it cannot run the kill command (trap 47)")
     return found
 
 
@@ -160,6 +172,22 @@ def _configured() -> tuple[int | None, str | None]:
     return number or None, found.get("lvmlockctl_kill_command") or None
 
 
+def _kills_as_root() -> bool:
+    """Commands are run by a child of sanlock, which stays whoever sanlock was when it was started."""
+    found = _HELPER.search(_ask([SANLOCK, "client", "status", "-D"]) or "")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return found is not None and "\nUid:\t0\t0\t" in Path(f"/proc/{found[1]}/status").read_text()
+    return False
+
+
 def _ask(command: Sequence[str]) -> str | None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=lvm.environment())
+    """What it answers, which may be any bytes where it shows what lies on a disk; None when it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=lvm.environment(),
+    )
     return done.stdout if done.returncode == 0 else None

@@ -124,7 +124,7 @@ def _check_joined(group: str, host_id: int) -> None:
 
 
 def _join(group: str, host_id: int, context: settings.Settings) -> None:
-    _check_id_is_free(group, host_id)
+    _check_id_is_free(group, host_id, context)
     reason = ""
     for _ in range(START_TRIES):
         reason = groups.run(group, "vgchange", "--lock-start", group, context=context).reason
@@ -135,14 +135,16 @@ def _join(group: str, host_id: int, context: settings.Settings) -> None:
     raise contract.Failed(f"volume group {group} is not started: {reason}")
 
 
-def _check_id_is_free(group: str, host_id: int) -> None:
+def _check_id_is_free(group: str, host_id: int, context: settings.Settings) -> None:
     """Raises `Refused`, naming it, when another host has our id and lives: it renews the id while this one looks.
 
     sanlock would find out too, after 14 io_timeouts, and could not tell who it is.
     """
     places = _lock_places(groups.devices(group))
     if not places:
-        raise contract.Refused(f"volume group {group} is not a shared one")
+        shared = _read_unlocked(group, context).lock_type == SANLOCK
+        trouble = "the disk with its locks is not there" if shared else "it is not a shared one"
+        raise contract.Refused(f"volume group {group} cannot be started: {trouble}")
     _, path, offset = places[0]
     found = lockmanager.holder(group, host_id, path, offset)
     if found is None or found.timestamp == 0 or found.name == lockmanager.own_name():
@@ -163,7 +165,7 @@ class _LockPlace(NamedTuple):
 
 
 def _lock_places(devices: Sequence[str]) -> list[_LockPlace]:
-    """The volume with the locks is made first of all, so it is in one piece."""
+    """Those that are there. The volume with the locks is made first of all, so it is in one piece."""
     fields = ["vg_name", "pv_name", "pe_start", "pvseg_start", "vg_extent_size", "lv_name"]
     return [
         _LockPlace(
@@ -172,28 +174,52 @@ def _lock_places(devices: Sequence[str]) -> list[_LockPlace]:
             int(row["pe_start"]) + int(row["pvseg_start"]) * int(row["vg_extent_size"]),
         )
         for row in lvm.report("pvs", fields, "--nolocking", "--segments", "--all", devices=devices)
-        if row["lv_name"].strip("[]") == volume_calls.LOCK_VOLUME
+        if row["lv_name"].strip("[]") == volume_calls.LOCK_VOLUME and blockdevices.by_number([row["pv_name"]])
     ]
 
 
-def _check_nobody_lives_there(paths: Sequence[str]) -> None:
-    """Raises `Refused`, naming them, when other hosts use a group that is on these disks: overwriting is for what is
-    left behind (trap 56). Takes as long as sanlock needs to renew, where there is such a group."""
-    before = {place: lockmanager.host_ids(place.path, place.offset) for place in _lock_places(paths)} if paths else {}
-    waits_s = [
-        _RENEWALS * holder.io_timeout_s
-        for place, ids in before.items()
-        for host_id in ids
-        if (holder := lockmanager.holder(place.group, host_id, place.path, place.offset))
-    ]
-    deadline = time.monotonic() + max(waits_s, default=0.0)
-    while time.monotonic() < deadline:
-        time.sleep(0.2)
-        for place, ids in before.items():
+def _check_nobody_lives_there(paths: Sequence[str], context: settings.Settings) -> None:
+    """Raises `Refused`, naming them, when hosts use a group that has one of these disks: overwriting is for what is
+    left behind (trap 56). Such a disk is not busy while no volume on it is active here."""
+    for group, disks in _shared_groups(paths, context).items():
+        users = _users(group, context)
+        if users:
+            raise contract.Refused(f"{', '.join(disks)} has volume group {group}, which {users} uses")
+
+
+def _users(group: str, context: settings.Settings) -> str:
+    """The hosts that use a shared group now; empty when nobody does. Takes as long as sanlock needs to renew, unless
+    this host is one. Raises `Refused` when nobody can tell."""
+    if lockmanager.is_known(group):
+        return "this host"
+    places = _lock_places(groups.find(group, context))
+    if not places and _read_unlocked(group, context).missing:
+        raise contract.Refused(f"volume group {group} may be in use: the disk with its locks is not there")
+    for place in places:
+        before = lockmanager.host_ids(place.path, place.offset)
+        holders = [lockmanager.holder(group, host_id, place.path, place.offset) for host_id in before]
+        deadline = time.monotonic() + max((_RENEWALS * found.io_timeout_s for found in holders if found), default=0.0)
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
             now = lockmanager.host_ids(place.path, place.offset)
-            living = sorted({name for host_id, (name, renewed) in now.items() if ids.get(host_id) != (name, renewed)})
+            living = {name for host_id, (name, renewed) in now.items() if before.get(host_id) != (name, renewed)}
             if living:
-                raise contract.Refused(f"{place.path} has volume group {place.group}, which {', '.join(living)} uses")
+                return ", ".join(sorted(living))
+    return ""
+
+
+def _shared_groups(paths: Sequence[str], context: settings.Settings) -> dict[str, list[str]]:
+    """The shared groups that these disks belong to, and which of the disks to each."""
+    if not paths:
+        return {}
+    wanted = blockdevices.by_number(paths)
+    fields = ["pv_name", "vg_name", "vg_lock_type"]
+    found: dict[str, list[str]] = {}
+    for row in lvm.report("pvs", fields, "--nolocking", devices=blockdevices.allowed(context)):
+        for number in blockdevices.by_number([row["pv_name"]]):
+            if number in wanted and row["vg_lock_type"] == SANLOCK:
+                found.setdefault(row["vg_name"], []).append(wanted[number])
+    return found
 
 
 def _clear_away(group: str) -> None:
@@ -224,7 +250,7 @@ def _prepare(devices: list[str], overwrite: list[str], context: settings.Setting
     blockdevices.check(devices, context)
     wiped = [path for path in devices if path in overwrite]
     blockdevices.check_empty([path for path in devices if path not in overwrite])
-    _check_nobody_lives_there(wiped)
+    _check_nobody_lives_there(wiped, context)
     blockdevices.wipe(wiped)
 
 
@@ -247,6 +273,11 @@ def _global_lock(group: str, context: settings.Settings) -> str | None:
 
 def _ensure_global_lock(group: str, context: settings.Settings) -> None:
     """Gives this group the global lock when nobody can have it any more (trap 49)."""
+    several = lockmanager.global_locks()
+    if len(several) > 1:
+        raise contract.Refused(
+            f"{' and '.join(several)} both have LVM's global lock: take it from one (lvmlockctl --gl-disable VG)"
+        )
     if _global_lock(group, context) is not None:
         return
     rows = lvm.report("vgs", ["vg_name", "vg_lock_type"], "--nolocking", devices=blockdevices.allowed(context))

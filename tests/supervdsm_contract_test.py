@@ -44,7 +44,10 @@ SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (calls.ResizeMap("36001"), calls.MapChanged("36001")),
     (calls.RemoveMap("36001"), calls.MapChanged("36001")),
     (calls.ReadContent("nvme0n1"), calls.Content("LVM2_member", None, "p", 1 << 40, "vg", "v", ["a"])),
-    (calls.GetLockManager(), calls.LockManager(True, 7, "/bin/kill", groups={"vg": 7}, obstacles=["none"])),
+    (
+        calls.GetLockManager(),
+        calls.LockManager(True, 7, "/bin/kill", groups={"vg": 7}, global_locks=["vg"], obstacles=["none"]),
+    ),
     (calls.GetVolumeGroup("vg"), GROUP),
     (calls.MakeVolumeGroup("vg", ["/dev/mapper/3a"], overwrite=["/dev/mapper/3a"], host_id=250), GROUP),
     (calls.StartVolumeGroup("vg", host_id=1, volumes=["vdsm"]), GROUP),

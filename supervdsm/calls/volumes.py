@@ -50,14 +50,16 @@ class LockManager:
     """What a shared volume group needs of this host.
 
     `host_id` and `kill_command` are LVM's configuration (local/host_id, global/lvmlockctl_kill_command), None where it
-    has none. `groups` are the started ones with the host id by which sanlock knows this host in each. `obstacles` say,
-    one line each, why no group can be started safely: empty when all is well.
+    has none. `groups` are the started ones with the host id by which sanlock knows this host in each. `global_locks`
+    are those of them that had LVM's global lock when they were started or got it here; with two, two hosts may take one
+    disk at once. `obstacles` say, one line each, why no group can be started safely: empty when all is well.
     """
 
     running: bool
     host_id: int | None
     kill_command: str | None
     groups: dict[str, int]
+    global_locks: list[str]
     obstacles: list[str]
 
 

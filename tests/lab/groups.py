@@ -20,11 +20,11 @@ def make(owner: host.Host, name: str, disks: list[lun.Lun]) -> None:
     owner.start_helper()
     first, *others = [disk.path for disk in disks]
     try:
-        call(owner, calls.GetVolumeGroup(name))
+        has = call(owner, calls.GetVolumeGroup(name)).devices
     except contract.Failed:
-        call(owner, calls.MakeVolumeGroup(name, [first], overwrite=[first], host_id=owner.number))
+        has = call(owner, calls.MakeVolumeGroup(name, [first], overwrite=[first], host_id=owner.number)).devices
     start(owner, name)
-    if others:
+    if not set(others) <= set(has):
         call(owner, calls.ExtendVolumeGroup(name, others, overwrite=others))
 
 

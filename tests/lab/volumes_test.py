@@ -2,8 +2,9 @@
 a host dies or the group's locks are lost."""
 
 import concurrent.futures
-import itertools
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ TAKEOVER_S = 200.0
 # From the loss of the locks' disk to the end of the kill command; 16 s on an idle machine.
 KILLED_S = 90.0
 LOCKS, DATA, SPARE, OTHER = 3, 4, 5, 2  # LUNs
+LVM_CONF = "/etc/lvm/lvmlocal.conf"
 pytestmark = pytest.mark.timeout(420)
 
 
@@ -43,6 +45,18 @@ class Group:
     def volumes(self, host: lab.Host) -> dict[str, calls.Volume]:
         return {volume.name: volume for volume in self.call(host, calls.ListVolumes).volumes}
 
+    def left(self, *hosts: lab.Host) -> list[dict[str, calls.Volume] | None]:
+        """As `volumes`, of each host; None: it is not started there, or the host has been booted since."""
+
+        def look(host: lab.Host) -> dict[str, calls.Volume] | None:
+            try:
+                return self.volumes(host)
+            except contract.HelperError:
+                return None
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return list(pool.map(look, hosts))
+
     def remove(self, host: lab.Host, volume: str) -> str:
         """Why not, or nothing."""
         obstacle: str = self.call(host, calls.RemoveVolume, volume).obstacle
@@ -53,24 +67,17 @@ class Group:
 def group(one: lab.Host, two: lab.Host) -> Group:
     """Started in both hosts, empty; its locks are on a disk that holds nothing else. It stays started for the next."""
     group = Group()
-    left = [volumes_left(group, host) for host in (one, two)]
+    mine, others = left = group.left(one, two)
     if None in left:
         groups.make(one, group.name, [one.luns[LOCKS], one.luns[DATA]])
         groups.start(two, group.name)
-        left = [volumes_left(group, host) for host in (one, two)]
-    if any(left):
-        for host, name in itertools.product((one, two), left[0] or ()):
-            group.call(host, calls.DeactivateVolume, name)
-        groups.remove_volumes(one, group.name)
+        mine, others = group.left(one, two)
+    for name, volume in (others or {}).items():
+        if volume.active:
+            group.call(two, calls.DeactivateVolume, name)
+    for name in mine or {}:
+        assert group.remove(one, name) == ""
     return group
-
-
-def volumes_left(group: Group, host: lab.Host) -> list[str] | None:
-    """None: it is not started there, or the host has been booted since."""
-    try:
-        return list(group.volumes(host))
-    except contract.HelperError:
-        return None
 
 
 def size_of(host: lab.Host, path: str) -> int:
@@ -80,6 +87,16 @@ def size_of(host: lab.Host, path: str) -> int:
 def has_open(host: lab.Host, path: str) -> None:
     """A process of the host opens the device, and keeps it so until it is ended with `pkill -x sleep`."""
     host.sh(f"sleep 4321 < {path} &")
+
+
+@contextlib.contextmanager
+def configured(host: lab.Host, edit: str) -> Iterator[None]:
+    """LVM's configuration is another one inside the block."""
+    host.run(["sed", "-i.as-it-was", edit, LVM_CONF])
+    try:
+        yield
+    finally:
+        host.run(["mv", f"{LVM_CONF}.as-it-was", LVM_CONF])
 
 
 # -- one group, two hosts ----------------------------------------------------------------------------------------------
@@ -166,8 +183,9 @@ def test_the_agent_and_qemu_may_write_volumes(group: Group, one: lab.Host, udev:
     locks = f"/dev/mapper/{group.name}-lvmlock"
     assert one.run(["stat", "-L", "-c", "%U", locks]).out == "root\n"
     if udev:
-        group.call(one, calls.StopVolumeGroup)
-        one.renew()
+        assert group.remove(one, "data") == ""
+        one.run(["udevadm", "control", "--exit"])
+        one.run(["rm", "-f", "/run/udev/control"])
 
 
 # -- who may use which disk --------------------------------------------------------------------------------------------
@@ -182,19 +200,32 @@ def test_disks_that_hold_something_are_taken_only_by_name(group: Group, one: lab
     one.run(["wipefs", "-q", "--all", disk.path])
     with pytest.raises(contract.Refused, match=f"{disk.path} is not empty: data"):
         group.call(one, calls.ExtendVolumeGroup, [disk.path], [])
-    taken = one.luns[DATA].path
-    with pytest.raises(contract.Refused, match=f"{taken}: Device or resource busy"):
+    one.run(["mkfs.ext4", "-q", "-F", disk.path])
+    one.sh(f"mkdir -p /run/mounted; mount {disk.path} /run/mounted")
+    with pytest.raises(contract.Refused, match=f"{disk.path}: Device or resource busy"):
+        group.call(one, calls.ExtendVolumeGroup, [disk.path], [disk.path])
+    one.run(["umount", "/run/mounted"])
+
+
+def test_a_group_that_is_in_use_is_not_overwritten(group: Group, one: lab.Host, two: lab.Host) -> None:
+    """Trap 56, whichever of its disks is named, and with no volume active."""
+    locks, data, other = (one.luns[number].path for number in (LOCKS, DATA, OTHER))
+
+    def overwrite(taken: str) -> None:
         groups.call(one, calls.MakeVolumeGroup("another", [taken], overwrite=[taken], host_id=one.number))
 
-
-def test_a_group_that_another_host_uses_is_not_overwritten(group: Group, one: lab.Host, two: lab.Host) -> None:
+    for taken in (locks, data):
+        with pytest.raises(contract.Refused, match=f"{taken} has volume group lunar, which this host uses"):
+            overwrite(taken)
     group.call(one, calls.StopVolumeGroup)
-    taken = one.luns[LOCKS].path
-    for name in ("another", group.name):
+    for taken in (locks, data):
         with pytest.raises(contract.Refused, match=f"{taken} has volume group lunar, which host2 uses"):
-            groups.call(one, calls.MakeVolumeGroup(name, [taken], overwrite=[taken], host_id=one.number))
-    with pytest.raises(contract.Refused, match=f"there is a volume group {group.name} on {taken}"):
-        other = one.luns[OTHER].path
+            overwrite(taken)
+    one.luns[LOCKS].cut()
+    with pytest.raises(contract.Refused, match="lunar may be in use: the disk with its locks is not there"):
+        overwrite(data)
+    one.luns[LOCKS].heal()
+    with pytest.raises(contract.Refused, match=f"there is a volume group {group.name} on {locks}"):
         groups.call(one, calls.MakeVolumeGroup(group.name, [other], overwrite=[other], host_id=one.number))
 
 
@@ -255,12 +286,30 @@ def test_one_start_is_enough_on_a_host_that_never_had_the_group(group: Group, tw
 def test_no_group_is_started_without_the_kill_command(group: Group, two: lab.Host) -> None:
     """Trap 47: without it, a host that loses the locks goes on writing."""
     group.call(two, calls.StopVolumeGroup)
-    two.run(["sed", "-i", "/kill_command/d", "/etc/lvm/lvmlocal.conf"])
-    (obstacle,) = groups.call(two, calls.GetLockManager()).obstacles
-    assert "lvmlockctl_kill_command of lvm.conf is not" in obstacle
-    with pytest.raises(contract.Refused, match="lvmlockctl_kill_command"):
-        groups.start(two, group.name)
-    two.renew()
+    with configured(two, "/kill_command/d"):
+        (obstacle,) = groups.call(two, calls.GetLockManager()).obstacles
+        assert "lvmlockctl_kill_command of lvm.conf is not" in obstacle
+        with pytest.raises(contract.Refused, match="lvmlockctl_kill_command"):
+            groups.start(two, group.name)
+
+
+def test_no_group_is_started_where_sanlock_cannot_run_the_kill_command(group: Group, two: lab.Host) -> None:
+    """Trap 47: it needs root, and sanlock has nobody of root's when it was not started by root."""
+    group.call(two, calls.StopVolumeGroup)
+    end_sanlock(two)
+    daemon = "sanlock daemon -D -L -1 -S -1 -w 0 -U sanlock -G kvm > /dev/null 2>&1"
+    who = "setpriv --reuid sanlock --regid kvm --clear-groups"
+    two.sh(f"rm -f $SANLOCK_RUN_DIR/*; SANLOCK_PRIVILEGED=0 {who} {daemon} &")
+    until(lambda: two.run(["sanlock", "client", "status"], check=False).code == 0)
+    with pytest.raises(contract.Refused, match="sanlock was not started by root"):
+        groups.call(two, calls.StartVolumeGroup(group.name, two.number, []))
+    end_sanlock(two)
+
+
+def end_sanlock(host: lab.Host) -> None:
+    """Which has no lockspace."""
+    host.run(["sanlock", "client", "shutdown"])
+    until(lambda: host.run(["pgrep", "-x", "sanlock"], check=False).code == 1)
 
 
 def test_a_host_has_one_id(group: Group, one: lab.Host, two: lab.Host) -> None:
@@ -268,70 +317,64 @@ def test_a_host_has_one_id(group: Group, one: lab.Host, two: lab.Host) -> None:
     group.call(two, calls.StopVolumeGroup)
     with pytest.raises(contract.Refused, match=r"lvmlocal\.conf is 2, and the agent's host id 7"):
         groups.call(two, calls.StartVolumeGroup(group.name, 7, []))
-    two.run(["sed", "-i", "s/host_id = 2/host_id = 1/", "/etc/lvm/lvmlocal.conf"])
-    with pytest.raises(contract.Refused, match="host id 1 is host1's, which uses it in volume group lunar now"):
+    taken = "host id 1 is host1's, which uses it in volume group lunar now"
+    with configured(two, "s/host_id = 2/host_id = 1/"), pytest.raises(contract.Refused, match=taken):
         groups.call(two, calls.StartVolumeGroup(group.name, 1, []))
-    two.renew()
 
 
 # -- the global lock ---------------------------------------------------------------------------------------------------
 
 
 def test_the_global_lock_is_found_or_given_to_the_group_that_grows(group: Group, one: lab.Host, two: lab.Host) -> None:
-    """Trap 49: the first group has it, and may be away, or gone."""
+    """Trap 49: the first group has it, and may be away. When that one comes back there are two, which is told."""
     spare, other = one.luns[SPARE].path, one.luns[OTHER].path
     groups.call(one, calls.MakeVolumeGroup("second", [spare], overwrite=[spare], host_id=one.number))
     with pytest.raises(contract.Refused, match=f"volume group {group.name} has the global lock"):
         groups.call(one, calls.EnableGlobalLock("second"))
-    for host in (one, two):
-        group.call(host, calls.StopVolumeGroup)
+    group.call(one, calls.StopVolumeGroup)
     grow = calls.ExtendVolumeGroup("second", [other], overwrite=[other])
     with pytest.raises(contract.Refused, match=f"{group.name} may have it"):
         groups.call(one, grow)
-    for number in (LOCKS, DATA):
-        groups.wipe(one.luns[number])
+    away = [one.luns[number] for number in (LOCKS, DATA)]
+    for disk in away:
+        disk.cut()
     assert groups.call(one, grow).devices == [spare, other]
+    for disk in away:
+        disk.heal()
+    groups.start(one, group.name)
+    both = [group.name, "second"]
+    assert groups.call(one, calls.GetLockManager()).global_locks == both
+    with pytest.raises(contract.Refused, match=f"{' and '.join(both)} both have LVM's global lock"):
+        group.call(one, calls.ExtendVolumeGroup, [one.luns[1].path], [one.luns[1].path])
+    one.run(["lvmlockctl", "--gl-disable", "second"])
+    assert groups.call(one, calls.GetLockManager()).global_locks == [group.name]
     groups.call(one, calls.StopVolumeGroup("second"))
     for number in (SPARE, OTHER):
         groups.wipe(one.luns[number])
-    for host in (one, two):
-        host.renew()
-    groups.make(one, group.name, [one.luns[LOCKS], one.luns[DATA]])
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_host_that_loses_the_locks_writes_no_more(group: Group, one: lab.Host, two: lab.Host) -> None:
-    """Trap 47. The disk with the data is there all the time."""
+    """Trap 47. The disk with the data is there all the time. What is refused here is still this host's then: nobody
+    else has got the locks. Who survives it bars the way back, so that he finds out."""
     group.create(one, "data")
     path = group.activate(one, "data")
     blocks.write(one, path, "x")
-    assert group.remove(two, "data") == "active elsewhere"
+    has_open(one, path)
     one.luns[LOCKS].cut()
     until(lambda: not groups.call(one, calls.GetLockManager()).groups, KILLED_S)
+    assert group.remove(two, "data") == "active elsewhere"
     assert blocks.read(one, one.luns[DATA].path, block=0)  # the data's own disk can be read
     with pytest.raises(lab.CommandError, match="Input/output error"):
         blocks.write(one, path, "y")
     assert one.run(["dmsetup", "table", f"{group.name}-data"]).out.split()[2] == "error"
     until(lambda: "lvm_" not in one.run(["sanlock", "client", "status"]).out, KILLED_S)
-    # Nobody waits for anybody: the other host goes on at once, and has the lock when the first one's time is over.
+    # Nobody waits for anybody: the other host goes on at once.
     assert blocks.read(two, group.activate(two, "data")) == "x"
     blocks.write(two, path, "z")
     group.create(two, "more")
-    group.call(two, calls.DeactivateVolume, "data")
-    until(lambda: group.remove(two, "data") == "", TAKEOVER_S)
-    one.luns[LOCKS].heal()
-    groups.start(one, group.name)
-    assert group.volumes(one).keys() == {"more"}
-    blocks.write(one, group.activate(one, "more"), "w")
-
-
-def test_a_process_that_survives_an_outage_bars_the_way_back(group: Group, one: lab.Host) -> None:
-    group.create(one, "data")
-    has_open(one, group.activate(one, "data"))
-    one.luns[LOCKS].cut()
-    until(lambda: not groups.call(one, calls.GetLockManager()).groups, KILLED_S)
     one.luns[LOCKS].heal()
     with pytest.raises(contract.Refused, match=f"volume {group.name}/data has lost its lock, and a process still has"):
         groups.start(one, group.name)
@@ -339,6 +382,8 @@ def test_a_process_that_survives_an_outage_bars_the_way_back(group: Group, one: 
     one.run(["pkill", "-x", "sleep"])
     groups.start(one, group.name)
     assert not group.volumes(one)["data"].active
+    assert blocks.read(one, group.activate(one, "data")) == "z"
+    blocks.write(one, group.activate(one, "more"), "w")
 
 
 def test_a_group_with_a_write_under_way_is_not_given_up(group: Group, one: lab.Host) -> None:
@@ -354,15 +399,37 @@ def test_a_group_with_a_write_under_way_is_not_given_up(group: Group, one: lab.H
     one.renew()
 
 
-def test_a_dead_hosts_volumes_are_free_in_time(group: Group, one: lab.Host, two: lab.Host) -> None:
-    """What it had active is its own until its locks may pass on; everything else goes on at once."""
+def test_a_dead_hosts_volumes_are_used_by_the_others(group: Group, one: lab.Host, two: lab.Host) -> None:
+    """Trap 44. Only removing them has to wait, until it is back or its locks may pass on."""
     group.create(one, "data")
     group.activate(one, "data")
     one.kill()
     group.create(two, "more")
     blocks.write(two, group.activate(two, "data"), "y")
     assert group.remove(two, "data") == "active elsewhere"
-    until(lambda: group.remove(two, "data") == "", TAKEOVER_S)
     one.boot()
     groups.start(one, group.name)
+    assert group.remove(two, "data") == ""
     assert group.volumes(one).keys() == {"more"}
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("loss", ["host", "locks"])
+def test_what_a_lost_host_had_active_can_be_removed_in_time(
+    group: Group, one: lab.Host, two: lab.Host, loss: str
+) -> None:
+    """As the two before, until the locks have passed on: the host that lost them refuses everything by then."""
+    group.create(one, "data")
+    path = group.activate(one, "data")
+    if loss == "host":
+        one.kill()
+    else:
+        one.luns[LOCKS].cut()
+    assert group.remove(two, "data") == "active elsewhere"
+    until(lambda: group.remove(two, "data") == "", TAKEOVER_S)
+    if loss == "locks":
+        with pytest.raises(lab.CommandError, match="Input/output error"):
+            blocks.write(one, path, "y")
+    one.mend()
+    groups.start(one, group.name)
+    assert group.volumes(one) == {}
