@@ -26,6 +26,8 @@ class Root(supervdsm.client.Helper):
         self.started = False
         self.in_use: list[str] = []
         self.asked: list[str] = []
+        self.activated: list[str] = []
+        self.global_locks = [NAME]
 
     def call(self, call: contract.Call[contract.R]) -> contract.R:
         self.asked.append(type(call).__name__)
@@ -35,7 +37,11 @@ class Root(supervdsm.client.Helper):
 
     def _StartVolumeGroup(self, call: calls.StartVolumeGroup) -> calls.VolumeGroup:
         self.started = True
+        self.activated = call.volumes
         return self._group()
+
+    def _GetLockManager(self, call: calls.GetLockManager) -> calls.LockManager:
+        return calls.LockManager(True, 3, None, {NAME: 3} if self.started else {}, self.global_locks, [])
 
     def _StopVolumeGroup(self, call: calls.StopVolumeGroup) -> calls.StoppedVolumeGroup:
         self.started = bool(self.in_use)
@@ -97,10 +103,30 @@ def test_parameters_name_a_group_and_whole_disks(parameters: dict[str, Any]) -> 
 def test_group_is_started_before_a_repository_is_looked_for() -> None:
     root = Root(blocklayout.SLOTS_VOLUME)
     up = formats.bring_up(root, describe(), new=False)
-    assert root.asked == ["StartVolumeGroup", "ActivateVolume"] and root.started
+    assert root.asked == ["StartVolumeGroup", "GetLockManager", "ActivateVolume"] and root.started
     assert (up["helper"], up["place"]) == (root.path, f"/dev/{NAME}")
     formats.take_down(root, up)
     assert not root.started
+
+
+def test_two_groups_with_the_global_lock_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    root = Root(blocklayout.SLOTS_VOLUME)
+    formats.bring_up(root, describe(), new=False)
+    assert not caplog.records
+    root.global_locks.append("other")
+    formats.bring_up(root, describe(), new=False)
+    assert "group and other both have LVM's global lock" in caplog.text
+
+
+def test_group_that_an_outage_has_taken_is_started_again_with_its_slots() -> None:
+    root = Root(blocklayout.SLOTS_VOLUME)
+    up = formats.bring_up(root, describe(), new=False)
+    root.asked.clear()
+    formats.bring_back(root, up)
+    root.started = False
+    formats.bring_back(root, up)
+    assert root.asked == ["GetLockManager", "GetLockManager", "StartVolumeGroup"]
+    assert root.activated == [blocklayout.SLOTS_VOLUME]
 
 
 def test_group_without_a_repository_is_stopped_again() -> None:
@@ -113,7 +139,7 @@ def test_group_without_a_repository_is_stopped_again() -> None:
 def test_group_is_made_of_the_disks_of_a_new_repository() -> None:
     root = Root()
     formats.bring_up(root, describe(devices=["/dev/mapper/a"]), new=True)
-    assert root.asked == ["MakeVolumeGroup", "StartVolumeGroup"]
+    assert root.asked == ["MakeVolumeGroup", "StartVolumeGroup", "GetLockManager"]
 
 
 def test_group_in_use_stays_up_and_says_by_what() -> None:

@@ -32,14 +32,20 @@ class Scene:
         self.told: list[Any] = []
         self.failure: errors.VdsmError | None = None
         self.free_bytes = 500
-        self.watch = monitor.Watch(
-            SETTINGS, IO_TIMEOUT_S, self.ask, self.told.append, lambda: self.now, lambda: 1e9 + self.now
-        )
+        self.brought_back = 0
+        self.obstacle: errors.VdsmError | None = None
+        clocks = (lambda: self.now, lambda: 1e9 + self.now)
+        self.watch = monitor.Watch(SETTINGS, IO_TIMEOUT_S, self.ask, self.told.append, *clocks, self.bring_back)
 
     def ask(self) -> dict[str, Any]:
         if self.failure is not None:
             raise self.failure
         return {"read_s": 0.25, "total_bytes": 1000, "free_bytes": self.free_bytes}
+
+    def bring_back(self) -> None:
+        self.brought_back += 1
+        if self.obstacle is not None:
+            raise self.obstacle
 
     def look(self, failure: errors.VdsmError | None = None) -> dict[str, Any]:
         self.failure = failure
@@ -105,6 +111,17 @@ def test_what_is_not_well_is_looked_at_sooner(scene: Scene) -> None:
     assert scene.watch.pause_s() == SETTINGS.monitor_s
     scene.look(STUCK)
     assert scene.watch.pause_s() == monitor.RETRY_S
+
+
+def test_what_is_down_is_brought_back_after_a_look_that_failed(scene: Scene) -> None:
+    scene.look()
+    scene.look(errors.WorkerDied(how="it"))
+    assert scene.brought_back == 0, "storage that answers, or of which nothing is known, lacks nothing"
+    assert scene.look(STUCK)["reachability_reason"] == str(STUCK)
+    scene.obstacle = errors.HelperFailed(call="StartVolumeGroup", reason="a process still has it open")
+    assert scene.look(STUCK)["reachability_reason"] == str(scene.obstacle), "people can change that"
+    assert scene.brought_back == 2
+    assert scene.look()["reachability"] == "reachable"
 
 
 def test_low_space_is_told_on_the_way_down_and_on_the_way_up(scene: Scene) -> None:

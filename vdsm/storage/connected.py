@@ -276,11 +276,15 @@ class Connections:
                 for known_as in connection.repo_ids:
                     self._events.publish("repository", known_as, {"name": connection.name, **facts})
 
+        def bring_back() -> None:
+            if connection.repo_ids:  # else it was taken down because nobody wants it any more
+                formats.bring_back(self._helper, connection.description)
+
         deadline_s, io_timeout_s = self._config.storage.monitor_deadline_s, connection.header["io_timeout_s"]
         children = ioproc.Children(self._server, connection.description, 1, deadline_s, ioproc.MONITORING)
         with self._lock:
             if connection.repo_ids:  # else it was disconnected meanwhile
-                self._monitor.begin(connection.name, repo_id, children, io_timeout_s, tell)
+                self._monitor.begin(connection.name, repo_id, children, io_timeout_s, tell, bring_back)
 
     def most_registrations(self) -> int:
         """Children that may be registered with sanlock at once: those of each repository, whatever its ids."""

@@ -58,7 +58,8 @@ class Sight(NamedTuple):
 
 class Watch:
     """One repository. `ask` answers as `places.probe`, or raises why not. `tell` gets what has changed, as an event's
-    params. `look` and `renewed` have one caller each; the others may be called from any thread."""
+    params. After a look that failed `bring_back` brings up what is down, or raises why not. `look` and `renewed` have
+    one caller each; the others may be called from any thread."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Watch:
         tell: Tell,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        bring_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = storage
         self._io_timeout_s = io_timeout_s
@@ -75,6 +77,7 @@ class Watch:
         self._tell = tell
         self._clock = clock
         self._wall = wall
+        self._bring_back = bring_back
         self._sight = Sight(UNKNOWN, wall())
         self._space_low: bool | None = None
         self._renewal_age_s: float | None = None
@@ -86,15 +89,24 @@ class Watch:
         return self._config.monitor_s if well else min(RETRY_S, self._config.monitor_s)
 
     def look(self) -> None:
-        """Blocks as long as `ask` does."""
+        """Blocks as long as `ask` does, and `bring_back` behind it."""
         try:
             answer = self._ask()
         except errors.VdsmError as error:
-            reachability = UNKNOWN if isinstance(error, _NO_NEWS) else UNREACHABLE
-            self._see(Sight(reachability, self._wall(), error, self._clock()))
+            unknown = isinstance(error, _NO_NEWS)
+            reason = error if unknown else self._obstacle() or error
+            self._see(Sight(UNKNOWN if unknown else UNREACHABLE, self._wall(), reason, self._clock()))
         else:
             self._see(Sight(REACHABLE, self._wall(), None, self._clock(), **answer))
             self._weigh(answer["total_bytes"], answer["free_bytes"])
+
+    def _obstacle(self) -> errors.VdsmError | None:
+        """Why what an outage has taken down cannot be brought back yet: that tells more than the look that failed."""
+        try:
+            self._bring_back()
+        except errors.VdsmError as error:
+            return error
+        return None
 
     def _see(self, now: Sight) -> None:
         before = self._sight
@@ -182,16 +194,26 @@ class Monitor:
             watched.children.close()
 
     def begin(
-        self, name: str, repo_id: Callable[[], str], children: ioproc.Children, io_timeout_s: int, tell: Tell
+        self,
+        name: str,
+        repo_id: Callable[[], str],
+        children: ioproc.Children,
+        io_timeout_s: int,
+        tell: Tell,
+        bring_back: Callable[[], None] = lambda: None,
     ) -> None:
         """Looks at the repository from now on, through `children`, which are for nothing else. `repo_id` is asked for
-        the id that errors shall name."""
+        the id that errors shall name; the rest as in `Watch`."""
 
         def told(facts: Facts) -> None:
             _log.info("repository %s: %s", repo_id(), facts)
             tell(facts)
 
-        watch = Watch(self._config, io_timeout_s, lambda: children.call("probe", {}, repo_id()), told)
+        def ask() -> Facts:
+            found: Facts = children.call("probe", {}, repo_id())
+            return found
+
+        watch = Watch(self._config, io_timeout_s, ask, told, bring_back=bring_back)
         thread = periodic.Periodic(f"monitor {repo_id()}", watch.pause_s, watch.look)
         with self._lock:
             self._watched[name] = _Watched(watch, thread, children)

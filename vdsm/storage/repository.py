@@ -85,6 +85,15 @@ class Repository(abc.ABC):
         Nothing of the repository is in use by the agent then; what others still use stays up, and raises.
         """
 
+    @classmethod  # noqa: B027 - most formats lose nothing
+    def bring_back(cls, helper: helper_client.Helper, description: Description) -> None:
+        """Brings up what an outage has taken down under a connected repository, for the description that `bring_up`
+        answered. Asked after each look at it that failed, so it touches no storage while nothing was taken down.
+
+        Blocks for the helper's deadline, in the thread of the monitor. Raises `HelperFailed`, `HelperUnavailable`: not
+        yet, and why.
+        """
+
     @classmethod
     def extend(
         cls, helper: helper_client.Helper, description: Description, devices: list[str], overwrite: list[str]

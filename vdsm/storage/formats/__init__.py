@@ -37,6 +37,11 @@ def take_down(helper: helper_client.Helper, description: repository.Description)
     _kind(description["format"]).take_down(helper, description)
 
 
+def bring_back(helper: helper_client.Helper, description: repository.Description) -> None:
+    """See `Repository.bring_back`."""
+    _kind(description["format"]).bring_back(helper, description)
+
+
 def extend(
     helper: helper_client.Helper, description: repository.Description, devices: list[str], overwrite: list[str]
 ) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 from supervdsm import calls, contract
 from supervdsm import client as helper_client
-from vdsm import config, errors, roothelper, sizes
+from vdsm import config, errors, logs, roothelper, sizes
 from vdsm.storage import repository
 from vdsm.storage.formats import blocklayout, lvmgroup
+
+_log = logs.get("storage.clvm")
 
 _PARAMETERS: dict[str, Any] = {"vg": "", "devices": [], "overwrite": []}
 
@@ -49,6 +51,9 @@ class Clvm(blocklayout.BlockLayout):
             made = calls.MakeVolumeGroup(group, description["devices"], description["overwrite"], host_id)
             roothelper.call(helper, made)
         roothelper.call(helper, calls.StartVolumeGroup(group, host_id, []))
+        global_locks = roothelper.call(helper, calls.GetLockManager()).global_locks
+        if len(global_locks) > 1:
+            _log.warning("%s both have LVM's global lock: no group can be extended", " and ".join(global_locks))
         brought_up = {**description, "helper": helper.path}
         if not new:
             try:
@@ -67,6 +72,14 @@ class Clvm(blocklayout.BlockLayout):
         in_use = roothelper.call(helper, calls.StopVolumeGroup(description["vg"])).in_use
         if in_use:
             raise errors.RepositoryInUse(repo_id=description["place"], users=f"who has open: {', '.join(in_use)}")
+
+    @classmethod
+    def bring_back(cls, helper: helper_client.Helper, description: repository.Description) -> None:
+        """A group whose locks were lost was cut off (trap 47), and stays so until it is started again."""
+        group = description["vg"]
+        if group not in roothelper.call(helper, calls.GetLockManager()).groups:
+            slots = [blocklayout.SLOTS_VOLUME]
+            roothelper.call(helper, calls.StartVolumeGroup(group, description["host_id"], slots))
 
     @classmethod
     def extend(
