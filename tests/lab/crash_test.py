@@ -18,7 +18,7 @@ CODE = ("vdsm", "supervdsm", "tests/crash", "tests/lab/crash.py", ":!vdsm/client
 VERSIONS = ("4.2", "3")
 FEW_S, FEW_VERBS, FEW = 75, 4, 3
 # A run of the torture takes so many new cases of each verb, and ends after so long, for the sake of what it tells.
-EACH, RUN_S = 8, 400
+EACH, RUN_S = 3, 400
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,9 @@ def _write_proof(told: dict[str, Any]) -> None:
             facts[f"NFS {version}"] = (
                 f"{share}: {len(ours)} cases of {len(met)} of {len(verbs.MATRIX)} verbs; {known} cases were seen so far"
             )
-            facts |= {f"NFS {version}: {name}": count for name, count in progress.counted(ours).items()}
+            counted = progress.counted(ours).items()
+            facts |= {f"NFS {version}: {name}": count for name, count in counted if name not in {*verbs.MATRIX} - met}
+        facts["clvm-1.2"] = "none: the scenes are files, and cannot be laid out on volumes yet"
         facts["cases in which bytes were lost or changed, a state had no name, or something was left behind"] = len(
             told["wrong"]
         )
