@@ -1,4 +1,4 @@
-"""clvm-1.2 on two hosts: every storage verb through the wire, seen from the other host; hosts that come at once."""
+"""clvm-1.2 on two hosts: what one makes the other goes on with, and what comes of both at once."""
 
 import concurrent.futures
 import time
@@ -9,16 +9,20 @@ import pytest
 
 from supervdsm import calls
 from tests import lab
-from tests.lab import groups, peers
+from tests.lab import blocks, grounds, groups, peers, verbs
 from tests.until import until
 from vdsm import ids
+from vdsm.client import failures
 
 MIB = 1 << 20
 LOCKS, DATA, SPARE = 3, 4, 5  # LUNs, as in volumes_test
 FORMAT = "clvm-1.2"
 CLVM, LOCAL = "clvm", "local"
-# How long two hosts make and remove side by side.
-BUSY_S = 60.0
+EXPORT = "/run/vdsm/export"
+# What each of two busy hosts keeps at most: disks with their snapshots, and copies.
+KEPT = 6
+# And how often it goes round at least, however slow the machine is.
+ROUNDS = 2
 IO_TIMEOUT_S = 2
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,12 +34,18 @@ class Agent(peers.Peer):
         self("connectStorageRepository", repoId=repo_id, repoFormat=repo_format, connectionParameters=parameters)
         self.joined(repo_id)
 
+    def is_joined(self) -> bool:
+        try:
+            return (self.repository(CLVM) or {}).get("state") == "joined"
+        except (OSError, failures.ClientError):
+            return False
+
     def room(self) -> int:
         """Bytes of the repository, 0 while they are not known."""
         return (self.repository(CLVM) or {}).get("totalBytes") or 0
 
-    def disk(self, size: int = MIB, repo_id: str = CLVM) -> str:
-        return str(self("createVirtualDisk", targetRepoId=repo_id, size=size)["imageId"])
+    def disk(self, size: int = MIB, repo_id: str = CLVM, **params: Any) -> str:
+        return str(self("createVirtualDisk", targetRepoId=repo_id, size=size, **params)["imageId"])
 
     def snapshot(self, disk_id: str, repo_id: str = CLVM) -> str:
         return str(self("createSnapshot", targetRepoId=repo_id, baseVirtualDiskId=disk_id)["imageId"])
@@ -43,15 +53,17 @@ class Agent(peers.Peer):
     def imported(self, text: str, repo_id: str = CLVM, **params: Any) -> str:
         """A disk of 1 MiB that begins with `text`."""
         path = f"/run/vdsm/import/{text}"
-        self.host.sh(f"printf %s {text} > {path}; truncate -s 1M {path}")
-        return str(self.done("importImage", targetRepoId=repo_id, path=path, format="raw", **params)["imageId"])
+        self.host.sh(f"printf %s {text} > {path}; truncate -s 1M {path}; chmod 644 {path}")
+        made = self.done("importImage", targetRepoId=repo_id, path=path, format="raw", **params)["imageId"]
+        self.host.run(["rm", path])
+        return str(made)
 
     def copied(self, image_id: str, repo_id: str = CLVM, **params: Any) -> str:
         return str(self.done("copyImage", targetRepoId=repo_id, imageId=image_id, **params)["imageId"])
 
     def shown(self, image_id: str, length: int, repo_id: str = CLVM) -> str:
         """What the image begins with."""
-        path = f"/run/vdsm/export/{image_id}"
+        path = f"{EXPORT}/{image_id}"
         self.done("exportImage", repositoryId=repo_id, imageId=image_id, path=path, format="raw")
         answer = self.host.run(["head", "-c", str(length), path]).out
         self.host.run(["rm", path])
@@ -72,34 +84,50 @@ class Agent(peers.Peer):
         self.done("fixStorageRepository", repositoryId=CLVM, fix=finding)
 
 
+class Ground:
+    """The repository that both hosts have joined; nothing is started twice."""
+
+    def bring_up(self, one: lab.Host, two: lab.Host) -> tuple[Agent, Agent]:
+        """Made anew when a host has been booted since."""
+        agents = (Agent(one), Agent(two))
+        if not all(agent.is_joined() for agent in agents):
+            self.clear(one, two)
+            self._make(agents)
+        return agents
+
+    def _make(self, agents: tuple[Agent, Agent]) -> None:
+        disks = [agents[0].host.luns[number].path for number in (LOCKS, DATA)]
+        made = {"vg": groups.NAME, "devices": disks, "overwrite": disks}
+        timing = {"ioTimeout": IO_TIMEOUT_S}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda agent: agent.host.start_agent(), agents))
+            agents[0]("formatStorageRepository", repoFormat=FORMAT, connectionParameters=made, options=timing)
+            list(pool.map(lambda agent: agent.connect(vg=groups.NAME), agents))
+
+    def clear(self, *hosts: lab.Host) -> None:
+        """The LUNs hold nothing, and no host uses them."""
+        grounds.renew(*hosts)
+        for number in (LOCKS, DATA, SPARE):
+            groups.wipe(hosts[0].luns[number])
+
+
+@pytest.fixture(scope="module")
+def ground(the_lab: lab.Lab) -> Iterator[Ground]:
+    ground = Ground()
+    yield ground
+    ground.clear(*the_lab.hosts)
+
+
 @pytest.fixture
-def agents(one: lab.Host, two: lab.Host) -> Iterator[tuple[Agent, Agent]]:
+def agents(ground: Ground, one: lab.Host, two: lab.Host) -> tuple[Agent, Agent]:
     """Of two hosts that share a repository, which is empty before and after."""
-    groups.make(one, groups.NAME, [one.luns[LOCKS], one.luns[DATA]])
-    groups.remove_volumes(one, groups.NAME)
-    for host in (one, two):
-        host.start_agent()
-    agents = (Agent(one), Agent(two))
-    parameters = {"vg": groups.NAME}
-    agents[0](
-        "formatStorageRepository",
-        repoFormat=FORMAT,
-        connectionParameters=parameters,
-        options={"ioTimeout": IO_TIMEOUT_S},
-    )
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(lambda agent: agent.connect(**parameters), agents))
-    yield agents
-    for agent in agents:
-        agent("disconnectStorageRepository", repoId=CLVM)
-    groups.start(one, groups.NAME)
-    groups.remove_volumes(one, groups.NAME)
-    groups.call(one, calls.StopVolumeGroup(groups.NAME))
+    return ground.bring_up(one, two)
 
 
 @pytest.fixture
 def local(agents: tuple[Agent, Agent]) -> Iterator[str]:
     """A repository in a directory of the first host."""
+    grounds.mount(agents[0].host, "/run/vdsm/storage")
     place = {"path": "/run/vdsm/storage/local"}
     agents[0](
         "formatStorageRepository",
@@ -110,7 +138,7 @@ def local(agents: tuple[Agent, Agent]) -> Iterator[str]:
     agents[0].connect(LOCAL, "localfs-1.0", **place)
     yield LOCAL
     agents[0]("disconnectStorageRepository", repoId=LOCAL)
-    agents[0].host.run(["rm", "-rf", place["path"]])
+    agents[0].host.run(["umount", "/run/vdsm/storage"])
 
 
 @pytest.mark.parametrize("strategy", ["space", "performance"])
@@ -187,34 +215,95 @@ def test_group_is_extended_under_a_connected_repository(agents: tuple[Agent, Age
     one("extendStorageRepository", repoId=CLVM, devices=[spare], overwrite=[spare])
     one("extendStorageRepository", repoId=CLVM, devices=[spare])
     until(lambda: two.room() > before + 500 * MIB)
-    assert one.refused("createVirtualDisk", targetRepoId=CLVM, size=1 << 40) == "repository_full"
+    whole = {"options": {"strategy": "performance"}}
+    assert one.refused("createVirtualDisk", targetRepoId=CLVM, size=1 << 40, **whole) == "repository_full"
 
 
-def test_two_hosts_make_snapshot_and_remove_at_once(agents: tuple[Agent, Agent]) -> None:
-    """No image is lost, none comes back, and both see the same."""
-    end = time.monotonic() + BUSY_S
+# -- at once -----------------------------------------------------------------------------------------------------------
 
-    def busy(agent: Agent) -> tuple[set[str], int]:
-        kept: set[str] = set()
-        rounds = 0
-        while time.monotonic() < end:
-            disk = agent.disk()
-            snapshot = agent.snapshot(disk)
-            kept |= {disk, snapshot}
-            if rounds % 4 != 0:
-                agent.remove(disk, snapshot)
-                kept -= {disk, snapshot}
-            rounds += 1
-        return kept, rounds
 
+class Busy:
+    """One host that makes, snapshots, copies and removes images until `end`, and what it leaves: ids, and what each
+    shows."""
+
+    def __init__(self, agent: Agent, end: float) -> None:
+        self.agent = agent
+        self.rounds = 0
+        self.kept: dict[str, str] = {}
+        self._end = end
+        self._order: list[list[str]] = []
+
+    def run(self) -> None:
+        while time.monotonic() < self._end or self.rounds < ROUNDS:
+            self._round(f"{self.agent.host.name}.{self.rounds}")
+            self.rounds += 1
+
+    def _round(self, text: str) -> None:
+        disk = self.agent.imported(text)
+        snapshot = self.agent.snapshot(disk)
+        self._keep([disk, snapshot], text)
+        above = self.agent.disk(size=0, baseSnapshotId=snapshot)
+        copy = self.agent.copied(above, options={"strategy": ("space", "performance")[self.rounds % 2]})
+        self._keep([copy], text)
+        self.agent.remove(above)
+        if len(self._order) > KEPT:
+            self._drop()
+
+    def _keep(self, images: list[str], text: str) -> None:
+        self._order.append(images)
+        self.kept |= dict.fromkeys(images, text)
+
+    def _drop(self) -> None:
+        """The disk before its snapshot: the other way round there is something to merge."""
+        for image_id in self._order.pop(0):
+            self.agent.remove(image_id)
+            del self.kept[image_id]
+
+    def check(self, made: dict[str, str]) -> None:
+        """What the other one made, too."""
+        for image_id, text in made.items():
+            assert self.agent("getImageStatus", repositoryId=CLVM, imageId=image_id)["status"] == "optimized"
+            assert self.agent.shown(image_id, len(text) + 1) == f"{text}."
+
+
+@pytest.mark.parametrize(
+    "seconds", [20, pytest.param(600, marks=[pytest.mark.torture, pytest.mark.timeout(2400)])], ids=["short", "long"]
+)
+def test_two_hosts_are_busy_in_one_repository_at_once(agents: tuple[Agent, Agent], seconds: int) -> None:
+    """No image is lost, none comes back, no volume is left over, both see the same, and everything is as written."""
+    end = time.monotonic() + seconds
+    one, two = (Busy(agent, end) for agent in agents)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        (kept_one, rounds_one), (kept_two, rounds_two) = pool.map(busy, agents)
-    assert min(rounds_one, rounds_two) > 1
+        list(pool.map(Busy.run, (one, two)))
+    made = one.kept | two.kept
+    assert agents[0].images() == agents[1].images() == made.keys()
+    assert agents[0].findings() == agents[1].findings() == []
+    assert len(volumes(agents[0].host)) == len(made)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda pair: pair[0].check(pair[1].kept), ((one, two), (two, one))))
+    agents[0].remove(*made)
+    assert volumes(agents[0].host) == []
+
+
+# -- what a volume holds -----------------------------------------------------------------------------------------------
+
+
+def test_new_disks_show_nothing_of_what_lay_on_their_volumes(agents: tuple[Agent, Agent]) -> None:
+    """Trap 40."""
     one, two = agents
-    assert one.images() == two.images() == kept_one | kept_two
-    assert one.findings() == two.findings() == []
-    for image_id in sorted(kept_one | kept_two):
-        status = two("getImageStatus", repositoryId=CLVM, imageId=image_id)
-        assert status["status"] == "optimized", status
-    one.remove(*sorted(one.images()))
-    assert volumes(one.host) == []
+    host = one.host
+    host.sh("head -c 8M /dev/zero | tr '\\0' S > /run/vdsm/import/secret")
+    given = {"path": "/run/vdsm/import/secret", "format": "raw", "options": {"strategy": "performance"}}
+    one.remove(one.done("importImage", targetRepoId=CLVM, **given)["imageId"])
+    groups.call(host, calls.CreateVolume(groups.NAME, "fresh", 8 * MIB))
+    fresh = groups.call(host, calls.ActivateVolume(groups.NAME, "fresh")).path
+    assert [blocks.read(host, fresh, block) for block in (0, 2047)] == ["S", "S"]
+    groups.call(host, calls.RemoveVolume(groups.NAME, "fresh"))
+    fast = {"options": {"strategy": "performance"}}
+    made = two.disk(8 * MIB, **fast)
+    enlarged = two.disk(**fast)
+    two("resizeVirtualDisk", repositoryId=CLVM, imageId=enlarged, size=8 * MIB)
+    copy = one.copied(two.disk(8 * MIB), **fast)
+    for image_id in (made, enlarged, copy):
+        assert verbs.shown(one, CLVM, image_id) == verbs.sha256(bytes(8 * MIB))
+    one.remove(*one.images())
