@@ -1,4 +1,4 @@
-"""clvm-1.2 on two hosts: what one makes the other goes on with, and what comes of both at once."""
+"""clvm-1.2 on two hosts: what one makes the other goes on with, hosts that come at once, hosts that die."""
 
 import concurrent.futures
 import time
@@ -24,6 +24,9 @@ KEPT = 6
 # And how often it goes round at least, however slow the machine is.
 ROUNDS = 2
 IO_TIMEOUT_S = 2
+# Another host may have a dead one's leases after 8 x io_timeout + 60 s.
+TAKEOVER_S = 200.0
+HELD = ("image_in_use", "image_busy")
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -75,6 +78,15 @@ class Agent(peers.Peer):
     def remove(self, *image_ids: str, repo_id: str = CLVM) -> None:
         for image_id in image_ids:
             self("removeImage", repositoryId=repo_id, imageId=image_id)
+
+    def can_read(self, image_id: str) -> bool:
+        """False while somebody has the image's lease."""
+        try:
+            self.shown(image_id, 1)
+        except failures.ClientError as error:
+            assert error.key in HELD, error
+            return False
+        return True
 
     def findings(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self("checkStorageRepository", repositoryId=CLVM)
@@ -285,7 +297,7 @@ def test_two_hosts_are_busy_in_one_repository_at_once(agents: tuple[Agent, Agent
     assert volumes(agents[0].host) == []
 
 
-# -- what a volume holds -----------------------------------------------------------------------------------------------
+# -- what a volume holds, and what a dead host leaves ------------------------------------------------------------------
 
 
 def test_new_disks_show_nothing_of_what_lay_on_their_volumes(agents: tuple[Agent, Agent]) -> None:
@@ -307,3 +319,26 @@ def test_new_disks_show_nothing_of_what_lay_on_their_volumes(agents: tuple[Agent
     for image_id in (made, enlarged, copy):
         assert verbs.shown(one, CLVM, image_id) == verbs.sha256(bytes(8 * MIB))
     one.remove(*one.images())
+
+
+def test_snapshot_of_a_host_that_died_is_finished_by_whoever_uses_the_disk(agents: tuple[Agent, Agent]) -> None:
+    """Trap 41, and what is active in the dead host is made anew where it is. The disk is read here, for which the same
+    has to be done first as for a start."""
+    one, two = agents
+    disk = one.imported("whole")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        cut = pool.submit(one.snapshot, disk)
+        until(lambda: two("getImageStatus", repositoryId=CLVM, imageId=disk)["status"] == "broken")
+        one.host.kill()
+        assert not two.can_read(disk)
+        assert cut.exception(150) is not None
+    until(lambda: two.can_read(disk), TAKEOVER_S)
+    assert two.shown(disk, 6) == "whole."
+    assert {image["status"] for image in two("listImages", repositoryId=CLVM)} == {"optimized"}
+    one.host.boot()
+    one.host.start_agent()
+    one.connect(vg=groups.NAME)
+    assert one.images() == two.images() and len(one.images()) == 2
+    assert one.shown(disk, 6) == "whole."
+    one.remove(disk, *(one.images() - {disk}))
+    assert one.findings() == [] and volumes(one.host) == []
