@@ -261,11 +261,12 @@ def _flush(directory: str) -> None:
 
 
 def _sector_bytes(path: str) -> int:
-    """The sector size of the storage below: 512, unless direct I/O refuses what is not a multiple of 4096."""
+    """The sector size of the storage below: 512, unless direct I/O refuses what is not a multiple of 4096. Asked where
+    the file was written: what is only allocated needs no disk to be read, and is refused nothing."""
     with mmap.mmap(-1, models.BLOCK_BYTES) as page, memoryview(page) as view:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:
-            os.preadv(fd, [view[:512]], 512)
+            os.preadv(fd, [view[:512]], record.RECORD_OFFSET + 512)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
