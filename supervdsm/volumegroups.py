@@ -60,7 +60,11 @@ def start_volume_group(call: calls.StartVolumeGroup, context: settings.Settings)
             if not lockmanager.is_joining(call.group):
                 _clear_away(call.group)
             groups.remember(call.group, groups.find(call.group, context), context)
-            _join(call.group, call.host_id, context)
+            try:
+                _join(call.group, call.host_id, context)
+            except contract.HelperError:
+                groups.forget(call.group)
+                raise
         for volume in call.volumes:
             volumes.activate(call.group, volume, context)
         return _read(call.group, context)

@@ -49,8 +49,9 @@ class Group:
         """As `volumes`, of each host; None: it is not started there, or the host has been booted since."""
 
         def look(host: lab.Host) -> dict[str, calls.Volume] | None:
+            joined = f"s lvm_{self.name}:" in host.run(["sanlock", "client", "status"], check=False).out
             try:
-                return self.volumes(host)
+                return self.volumes(host) if joined else None
             except contract.HelperError:
                 return None
 
@@ -252,9 +253,12 @@ def test_guests_volume_groups_are_not_seen(group: Group, one: lab.Host) -> None:
 
 
 def test_nothing_activates_volumes_by_itself(group: Group, one: lab.Host) -> None:
-    """Trap 50: what a booting host does."""
+    """Trap 50: what a booting host does, and what either the group or the volume would allow it."""
     group.create(one, "data")
     disks = ",".join(one.luns[number].path for number in (LOCKS, DATA))
+    fields = ["--binary", "--noheadings", "-o", "vg_autoactivation,lv_autoactivation"]
+    allowed = one.run(["lvs", "--nolocking", "--devices", disks, *fields, f"{group.name}/data"]).out.split()
+    assert allowed == ["0", "0"]
     one.run(["vgchange", "--activate", "ay", "--devices", disks, group.name], environment={"DM_DISABLE_UDEV": "1"})
     assert not group.volumes(one)["data"].active
 
@@ -320,6 +324,8 @@ def test_a_host_has_one_id(group: Group, one: lab.Host, two: lab.Host) -> None:
     taken = "host id 1 is host1's, which uses it in volume group lunar now"
     with configured(two, "s/host_id = 2/host_id = 1/"), pytest.raises(contract.Refused, match=taken):
         groups.call(two, calls.StartVolumeGroup(group.name, 1, []))
+    with pytest.raises(contract.Failed, match="is not started on this host"):
+        group.volumes(two)
 
 
 # -- the global lock ---------------------------------------------------------------------------------------------------
@@ -366,7 +372,7 @@ def test_a_host_that_loses_the_locks_writes_no_more(group: Group, one: lab.Host,
     one.luns[LOCKS].cut()
     until(lambda: not groups.call(one, calls.GetLockManager()).groups, KILLED_S)
     assert group.remove(two, "data") == "active elsewhere"
-    assert blocks.read(one, one.luns[DATA].path, block=0)  # the data's own disk can be read
+    one.run(["dd", f"if={one.luns[DATA].path}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"])
     with pytest.raises(lab.CommandError, match="Input/output error"):
         blocks.write(one, path, "y")
     assert one.run(["dmsetup", "table", f"{group.name}-data"]).out.split()[2] == "error"
