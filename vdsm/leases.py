@@ -40,6 +40,9 @@ NO_PLACE = 2  # ENOENT: the file is gone; on release sanlock has dropped the lea
 DOES_NOT_EXIST = -223
 WRONG_NAME = {-226, -227}
 CHANGED_VERSION = -240
+IN_PARTS = 22  # EINVAL: the storage has larger sectors
+
+SECTORS_BYTES = (512, 4096)
 
 # How long somebody else's command for a process may keep one from asking what it holds.
 INQUIRE_WAIT_S = 5.0
@@ -353,13 +356,16 @@ def clear(lease: Lease, sector_bytes: int = 512) -> None:
 
 def owners(lease: Lease) -> list[dict[str, int]]:
     """Hosts that own the lease on storage, each {host_id, generation, timestamp, io_timeout, flags}; may be dead."""
-    try:
-        found: list[dict[str, int]] = sanlock.read_resource_owners(
-            lease.lockspace.encode(), lease.name.encode(), lease.place
-        )
-    except sanlock.SanlockException as error:
-        raise _failed("read_resource_owners", lease, error) from error
-    return found
+    names = lease.lockspace.encode(), lease.name.encode()
+    for sector_bytes in SECTORS_BYTES:
+        try:
+            found: list[dict[str, int]] = sanlock.read_resource_owners(*names, lease.place, sector=sector_bytes)
+            return found
+        except sanlock.SanlockException as error:
+            # A lease does not say what it lies on, and large sectors refuse to be read in parts.
+            if error.errno != IN_PARTS or sector_bytes == max(SECTORS_BYTES):
+                raise _failed("read_resource_owners", lease, error) from error
+    raise AssertionError("unreachable")
 
 
 def version(lease: Lease, sector_bytes: int = 512) -> int:
