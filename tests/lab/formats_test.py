@@ -50,3 +50,17 @@ def test_every_verb_on_nfs(site: sites.Site, version: str, sectors: int) -> None
     assert sector_bytes(site.two, repo_id) == 512
     verbs.prepare(site.one, site.two)
     verbs.through(site.one, site.two, repo_id)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sectors", [512, 4096])
+def test_every_verb_on_a_directory(site: sites.Site, sectors: int) -> None:
+    place = "/run/vdsm/storage"
+    if sectors == 4096:
+        place = f"{place}/large"
+        large_sectors(site.hosts[0], place)
+    repo_id = f"local-{sectors}"
+    site.connect_local(repo_id, f"{place}/{repo_id}")
+    assert sector_bytes(site.one, repo_id) == sectors
+    verbs.prepare(site.one)
+    verbs.through(site.one, site.one, repo_id)
