@@ -57,7 +57,7 @@ def start_volume_group(call: calls.StartVolumeGroup, context: settings.Settings)
     _check_host(call.host_id)
     with groups.held(call.group):
         if not (groups.is_remembered(call.group) and lockmanager.joined(call.group) == call.host_id):
-            if not lockmanager.is_joining(call.group):
+            if lockmanager.joined(call.group) is None and not lockmanager.is_joining(call.group):
                 _clear_away(call.group)
             groups.remember(call.group, groups.find(call.group, context), context)
             try:
