@@ -18,7 +18,7 @@ from vdsm import ids, leases
 world, shelf, service = storage_fixture.world, storage_fixture.shelf, storage_fixture.service
 
 LAST_HOST = leases.MAX_HOSTS
-MANY, TORTURE_MANY = 100, 2000
+MANY, TORTURE_MANY = 300, 2000
 ROUNDS, TORTURE_ROUNDS = 8, 50
 WORSE = 2.0
 CROWDED, EMPTY = "main", "other"
@@ -62,12 +62,9 @@ class Lives:
         self.costs.setdefault(verb, {}).setdefault(repo_id, []).append(time.perf_counter() - began)
         return answer
 
-    def ratios(self) -> dict[str, float]:
-        """By verb, what it took in the crowded repository as a share of the empty one: the medians."""
-        return {
-            verb: statistics.median(by_repo[CROWDED]) / statistics.median(by_repo[EMPTY])
-            for verb, by_repo in self.costs.items()
-        }
+    def ratios(self, typical: Callable[[list[float]], float]) -> dict[str, float]:
+        """By verb, what it typically took in the crowded repository, as a share of what it took in the empty one."""
+        return {verb: typical(by_repo[CROWDED]) / typical(by_repo[EMPTY]) for verb, by_repo in self.costs.items()}
 
 
 def crowd(shelf: Shelf, count: int) -> None:
@@ -75,12 +72,13 @@ def crowd(shelf: Shelf, count: int) -> None:
         shelf.disk()
 
 
+@pytest.mark.timeout(300)
 def test_many_images_make_no_verb_slower(service: Service, shelf: Shelf) -> None:
     crowd(shelf, MANY)
     lives = Lives(service)
     lives.run(ROUNDS)
     assert len(service.storage.list_images(CROWDED)) == MANY
-    ratios = lives.ratios()
+    ratios = lives.ratios(min)  # a few calls of milliseconds: the medians are the machine's other work
     assert max(ratios.values()) <= WORSE, ratios
 
 
@@ -101,9 +99,9 @@ def test_two_thousand_images_make_no_verb_slower(service: Service, shelf: Shelf)
             told[f"{verb}, milliseconds for each image"] = round(
                 lives.costs.pop(verb)[CROWDED][0] / TORTURE_MANY * 1e3, 3
             )
-        for verb, ratio in lives.ratios().items():
-            told[f"{verb} against the empty one"] = round(ratio, 2)
-        assert max(lives.ratios().values()) <= WORSE
+        ratios = lives.ratios(statistics.median)
+        told |= {f"{verb} against the empty one, medians": round(ratio, 2) for verb, ratio in ratios.items()}
+        assert max(ratios.values()) <= WORSE
 
 
 @pytest.fixture
