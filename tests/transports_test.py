@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import select
@@ -616,6 +617,24 @@ def test_the_guard_does_not_blame_the_loop_for_another_thread(serve: Serve) -> N
     with served.unix() as one:
         keep_the_interpreter(2 * LIMIT_S)
         one.call("Spec.get_data")
+
+
+def test_the_guard_does_not_blame_the_loop_for_the_garbage_of_others(serve: Serve) -> None:
+    kept: list[list[object]] = []
+    while collection_s() < 2 * LIMIT_S:
+        kept += [[] for _ in range(1_000_000)]
+    served = serve()
+    served.loop.call_soon_threadsafe(gc.collect)
+    with served.unix() as one:
+        one.call("Spec.get_data")
+    assert kept
+
+
+def collection_s() -> float:
+    """Seconds that a full collection computes."""
+    began = time.thread_time()
+    gc.collect()
+    return time.thread_time() - began
 
 
 def keep_the_interpreter(seconds: float) -> None:
