@@ -50,6 +50,15 @@ class Census(NamedTuple):
     threads: int
 
 
+class Found(NamedTuple):
+    """What was measured: each verb, how long after each freeze all was well again (seconds), and how many more
+    processes and threads there were at most."""
+
+    verbs: dict[str, load.Measured]
+    healthy_s: list[float]
+    more: Census
+
+
 class Five:
     """The agent of the first host with its five repositories; the second host serves one of them."""
 
@@ -110,8 +119,9 @@ class Five:
         return load.Load(self.connect, [name for name in NAMES if name != fault.repo_id], calls)
 
     @contextlib.contextmanager
-    def frozen(self, fault: Fault) -> Iterator[None]:
-        """It is frozen inside the block while many write to it. Afterwards it is as it was, and soon."""
+    def frozen(self, fault: Fault, healthy_s: list[float]) -> Iterator[None]:
+        """It is frozen inside the block while many write to it. Afterwards it is as it was, and soon: how soon is added
+        to `healthy_s`."""
         writers = load.Writers(self.connect, fault.repo_id, WRITERS)
         with writers.calling():
             fault.begin()
@@ -123,25 +133,28 @@ class Five:
                 fault.end()
                 ended = time.monotonic()
             until(lambda: writers.done > done and self.is_told(fault.repo_id, "reachable"), 60)
-            healthy_s = time.monotonic() - ended
-        print(f"healthy after {healthy_s:.1f} s")
-        assert healthy_s < HEALTHY_S
+            healthy_s.append(time.monotonic() - ended)
+        print(f"healthy after {healthy_s[-1]:.1f} s")
+        assert healthy_s[-1] < HEALTHY_S
 
-    def measure(self, fault: Fault, rounds: int, seconds: float) -> dict[str, load.Measured]:
+    def measure(self, fault: Fault, rounds: int, seconds: float) -> Found:
         """Each verb while all are free, and while one is frozen and written to."""
         calls = self.measuring(fault)
         calls.run(1.0)  # all children and threads are there
         before = self.census()
         free: load.Samples = defaultdict(list)
         frozen: load.Samples = defaultdict(list)
+        healthy_s: list[float] = []
+        more = Census(0, 0)
         for _ in range(rounds):
             load.add(free, calls.run(seconds))
-            with self.frozen(fault):
+            with self.frozen(fault, healthy_s):
                 load.add(frozen, calls.run(seconds))
                 now = self.census()
-                assert now.processes <= before.processes + MOST and now.threads <= before.threads + MOST, (before, now)
+                more = Census(*(max(had, is_ - was) for had, is_, was in zip(more, now, before, strict=True)))
+                assert max(more) <= MOST, (before, now)
                 assert all(self.is_told(name, "reachable") for name in NAMES if name != fault.repo_id)
-        return load.measured(free, frozen)
+        return Found(load.measured(free, frozen), healthy_s, more)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +181,7 @@ def test_one_that_hangs_is_told_and_felt_by_nobody_else(five: Five, name: str) -
         follower.subscribe(["repository"])
         # A call that waits for the frozen one takes until the thaw, each time; `make torture` has the exact bound.
         for _ in range(3):
-            figures = five.measure(fault, rounds=1, seconds=10.0)
+            figures = five.measure(fault, rounds=1, seconds=10.0).verbs
             print(figures)
             noise = {verb: 6.0 if verb in WRITING else 3.0 for verb in figures}
             felt = [verb for verb, found in figures.items() if found.frozen > max(noise[verb], WORSE * found.free)]
@@ -190,8 +203,13 @@ def test_one_that_hangs_is_told_and_felt_by_nobody_else(five: Five, name: str) -
 def test_figures_of_one_that_hangs(five: Five, name: str) -> None:
     rounds, seconds = 8, 25.0
     with proof.writing(f"frozen-{name}", None) as told:
-        figures = five.measure(five.faults[name], rounds, seconds)
+        figures, healthy_s, more = five.measure(five.faults[name], rounds, seconds)
+        print(figures)
         told["rounds, seconds each"] = f"{rounds}, {seconds:g}"
+        told["callers that write to the frozen one"] = WRITERS
+        told["processes more than before, at most"] = more.processes
+        told["threads of the agent more than before, at most"] = more.threads
+        told["seconds from its return until it is reachable and written to, longest"] = f"{max(healthy_s):.1f}"
         for verb, (calls, free, frozen) in sorted(figures.items()):
             told[verb] = f"{calls} calls, p99 {free * 1000:.1f} ms free, {frozen * 1000:.1f} ms frozen"
         assert not {verb: found for verb, found in figures.items() if found.frozen > WORSE * found.free}
