@@ -305,7 +305,7 @@ class Host:
         # This kernel reboots by executing its own name again: a host that resets itself ends, and the test boots it. A
         # panic ends it by SIGABRT, which the first process of a namespace would not hear; so that one is the shell.
         script = '(ulimit -c 0; exec -a /bin/true linux.uml "$@"); exit 0'
-        return ["bash", "-c", script, "linux.uml", *arguments]
+        return ["taskset", "--cpu-list", str(_processor(self.number)), "bash", "-c", script, "linux.uml", *arguments]
 
     def _carry(self, name: str, port: int) -> subprocess.Popen[bytes]:
         """From a Unix socket, which tests can reach, to a port of the host, which only its network can."""
@@ -332,3 +332,12 @@ class Host:
         lines = self._console.read_text(errors="replace").splitlines() if self._console.exists() else []
         state = "runs" if self.running else "is off"
         return "\n".join([f"{self} {what}; it {state}. Its console:", *(f"    {line}" for line in lines[-LOG_LINES:])])
+
+
+def _processor(number: int) -> int:
+    """The one that a host keeps to. Each call of a process into its kernel is two switches between processes of this
+    machine, which take less than half of the time where neither has to wake another processor. Hosts of a lab get
+    different ones, and so do the first hosts of labs side by side."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[(number + worker) % len(usable)]
