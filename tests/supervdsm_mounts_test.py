@@ -79,10 +79,14 @@ def test_mounts_are_read_as_the_kernel_writes_them() -> None:
         *[("nas:", "other:"), ("nfs4 ", "ext4 ")],
     ],
 )
-def test_a_mount_that_is_not_its_own_is_refused(there: str, instead: str) -> None:
+def test_a_mount_that_is_not_its_own_is_refused(
+    there: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of NFS is mounted here: what the kernel shows is made up."""
     mount = mounts.parse(OWN.replace(there, instead, 1))
+    monkeypatch.setattr(mounts, "_mounts", lambda path: [mount])
     with pytest.raises(contract.Refused, match="unmount it first"):
-        mounts._check_own(mount, "nas:/a b", "4.2")
+        mounts.mount_nfs(calls.MountNfs("nas", "/a b", "4.2"), settings.Settings(0, 0, 0, (), str(tmp_path)))
 
 
 @pytest.mark.parametrize(
