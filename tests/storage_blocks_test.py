@@ -314,6 +314,31 @@ def test_slot_that_was_given_to_another_is_not_taken_for_the_old_one(
             pass
 
 
+def test_slots_are_given_out_and_taken_back_by_one_at_a_time(blocks: Blocks) -> None:
+    """Trap 51: two hosts that look for a free slot at the same moment find the same one."""
+    slot, new = blocks.repo.allocate(blocks.session, ids.new()), ids.new()
+    with (
+        leases.Session() as other,
+        concurrent.futures.ThreadPoolExecutor(1) as thread,
+        blocks.session.holding([slot.data_lease()], 1),
+    ):
+        for change in (
+            lambda: blocks.repo.allocate(blocks.session, new),
+            lambda: blocks.repo.free(blocks.session, slot),
+        ):
+            with other.holding([blocks.repo.lease()], 1):
+                before = blocks.repo.image_ids()
+                changed = thread.submit(change)
+                with pytest.raises(concurrent.futures.TimeoutError):
+                    changed.result(0.5)
+                assert blocks.repo.image_ids() == before
+            changed.result(10)
+    assert blocks.repo.image_ids() == [new]
+    last = blocks.repo.slot(new)
+    with blocks.session.holding([last.data_lease()], 1):
+        blocks.repo.free(blocks.session, last)
+
+
 def test_slot_is_not_taken_back_under_a_writer_of_its_record(blocks: Blocks) -> None:
     slot = blocks.repo.allocate(blocks.session, ids.new())
     with leases.Session() as writer, concurrent.futures.ThreadPoolExecutor(1) as thread:
