@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 from supervdsm import calls, contract, groups, killvg, lvm, settings
 from supervdsm.calls import volumes as volume_calls
@@ -21,41 +20,34 @@ SECTOR_BYTES = 512
 _DIRECTORY = Path("/dev")
 
 
-class _Device(NamedTuple):
-    """An active volume's device, as the kernel has it."""
-
-    size_bytes: int
-    open: bool
-
-
 def list_volumes(call: calls.ListVolumes, context: settings.Settings) -> calls.Volumes:
     fields = ["lv_name", "lv_size", "lv_active_locally", "lv_device_open"]
     rows = groups.report(call.group, "lvs", fields, call.group, context=context)
     return calls.Volumes([_from_row(call.group, row) for row in rows])
 
 
-def create_volume(call: calls.CreateVolume, context: settings.Settings) -> calls.Volume:
-    """Inactive, so nobody but this call knows of it. What lay on the disk there stays."""
-    how = ["--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--setautoactivation", "n"]
+def create_volume(call: calls.CreateVolume, context: settings.Settings) -> calls.VolumeDevice:
+    """Active at once: each command of LVM takes the group's lock anew. What lay on the disk there stays."""
+    how = ["--type", "linear", "--activate", "sy", "--zero", "n", "--wipesignatures", "n", "--setautoactivation", "n"]
     size = ["--size", _size(call.size_bytes)]
     groups.change(call.group, "lvcreate", "--yes", *how, *size, "--name", call.volume, call.group, context=context)
-    return _read(call.group, call.volume, context)
+    return _active(call.group, call.volume, context)
 
 
-def activate_volume(call: calls.ActivateVolume, context: settings.Settings) -> calls.Volume:
+def activate_volume(call: calls.ActivateVolume, context: settings.Settings) -> calls.VolumeDevice:
     return activate(call.group, call.volume, context)
 
 
-def activate(group: str, volume: str, context: settings.Settings) -> calls.Volume:
+def activate(group: str, volume: str, context: settings.Settings) -> calls.VolumeDevice:
     """Shared, with its present size, for the agent and QEMU. Raises `Failed`."""
-    was_active = _device(group, volume) is not None
+    was_active = _size_bytes(group, volume) is not None
     groups.change(group, "lvchange", "--activate", "sy", f"{group}/{volume}", context=context)
     if was_active:  # then that changed nothing, and another host may have grown it
         groups.change(group, "lvchange", "--refresh", f"{group}/{volume}", context=context)
     return _active(group, volume, context)
 
 
-def refresh_volume(call: calls.RefreshVolume, context: settings.Settings) -> calls.Volume:
+def refresh_volume(call: calls.RefreshVolume, context: settings.Settings) -> calls.VolumeDevice:
     groups.change(call.group, "lvchange", "--refresh", f"{call.group}/{call.volume}", context=context)
     return _active(call.group, call.volume, context)
 
@@ -64,29 +56,33 @@ def deactivate_volume(call: calls.DeactivateVolume, context: settings.Settings) 
     return calls.DeactivatedVolume(in_use=not _deactivate(call.group, call.volume, context))
 
 
-def extend_volume(call: calls.ExtendVolume, context: settings.Settings) -> calls.Volume:
+def extend_volume(call: calls.ExtendVolume, context: settings.Settings) -> calls.VolumeDevice:
     """While it is active here LVM has its lock shared, and has to be told that this will do (trap 46)."""
-    active = _device(call.group, call.volume) is not None
+    active = _size_bytes(call.group, call.volume) is not None
     shared = ["--lockopt", "shupdate"] if active else []
     name = f"{call.group}/{call.volume}"
     done = groups.run(call.group, "lvextend", *shared, "--size", _size(call.size_bytes), name, context=context)
     if done.code != 0 and not _AS_LARGE.search(done.err):
         raise contract.Failed(f"lvextend: {done.reason}")
     if not active:
-        return _read(call.group, call.volume, context)
+        return _inactive(call.group, call.volume, context)
     if done.code != 0:  # another host has grown it
         groups.change(call.group, "lvchange", "--refresh", name, context=context)
     return _active(call.group, call.volume, context)
 
 
 def remove_volume(call: calls.RemoveVolume, context: settings.Settings) -> calls.RemovedVolume:
-    """LVM takes the volume's lock exclusively for this, which it gets when no other host has it active."""
-    if not _deactivate(call.group, call.volume, context):
+    """LVM takes the volume's lock exclusively for this, which it gets when no other host has it active. One that is
+    active here goes inactive first: found to be open, LVM would keep the lock exclusively."""
+    active = _size_bytes(call.group, call.volume) is not None
+    if active and not _deactivate(call.group, call.volume, context):
         return calls.RemovedVolume("in use")
     done = groups.run(call.group, "lvremove", "--yes", f"{call.group}/{call.volume}", context=context)
     if done.code == 0 or _ABSENT in done.err:
         return calls.RemovedVolume("")
     if _ELSEWHERE in done.err:
+        if not active:  # a call that was cut off may have left the lock here, too
+            _deactivate(call.group, call.volume, context)
         return calls.RemovedVolume("active elsewhere")
     raise contract.Failed(f"lvremove: {done.reason}")
 
@@ -111,22 +107,21 @@ def _deactivate(group: str, volume: str, context: settings.Settings) -> bool:
     raise contract.Failed(f"lvchange: {done.reason}")
 
 
-def _active(group: str, volume: str, context: settings.Settings) -> calls.Volume:
+def _active(group: str, volume: str, context: settings.Settings) -> calls.VolumeDevice:
     """What has just been activated or reloaded. udev knows whose it is by a rule of ours; without udev, and until it
     has read that rule, it is said here."""
-    device = _device(group, volume)
-    if device is None:
+    size_bytes = _size_bytes(group, volume)
+    if size_bytes is None:
         raise contract.Failed(f"volume {group}/{volume} is not active on this host")
     path = _path(group, volume)
     os.chown(path, context.uid, context.storage_gid)
     path.chmod(0o660)
-    return calls.Volume(volume, str(path), device.size_bytes, active=True, open=device.open)
+    return calls.VolumeDevice(str(path), size_bytes)
 
 
-def _read(group: str, volume: str, context: settings.Settings) -> calls.Volume:
-    fields = ["lv_name", "lv_size", "lv_active_locally", "lv_device_open"]
-    (row,) = groups.report(group, "lvs", fields, f"{group}/{volume}", context=context)
-    return _from_row(group, row)
+def _inactive(group: str, volume: str, context: settings.Settings) -> calls.VolumeDevice:
+    (row,) = groups.report(group, "lvs", ["lv_size"], f"{group}/{volume}", context=context)
+    return calls.VolumeDevice(str(_path(group, volume)), int(row["lv_size"]))
 
 
 def _from_row(group: str, row: dict[str, str]) -> calls.Volume:
@@ -145,18 +140,17 @@ def _size(size_bytes: int) -> str:
 
 
 def _is_open(group: str, volume: str) -> bool:
-    device = _device(group, volume)
-    return device is not None and device.open
-
-
-def _device(group: str, volume: str) -> _Device | None:
-    """None when it is not active on this host."""
     name = killvg.device_name(group, volume)
-    place = killvg.devices(group).get(name)
+    return name in killvg.devices(group) and _open_count(name) > 0
+
+
+def _size_bytes(group: str, volume: str) -> int | None:
+    """As the kernel has it; None when it is not active on this host."""
+    place = killvg.devices(group).get(killvg.device_name(group, volume))
     if place is None:
         return None
     with contextlib.suppress(FileNotFoundError):
-        return _Device(int((place / "size").read_text()) * SECTOR_BYTES, _open_count(name) > 0)
+        return int((place / "size").read_text()) * SECTOR_BYTES
     return None
 
 

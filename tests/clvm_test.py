@@ -1,6 +1,7 @@
 """clvm-1.2 towards the root helper: what is asked of it when, what its answers mean. With LVM itself: in the lab."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import supervdsm.client
 from supervdsm import calls, contract
 from vdsm import config, errors
 from vdsm.storage import formats
-from vdsm.storage.formats import blocklayout, lvmgroup
+from vdsm.storage.formats import blocklayout, lvmgroup, volumes
 
 GIB = 1 << 30
 NAME = "group"
@@ -66,22 +67,28 @@ class Root(supervdsm.client.Helper):
     def _volume(self, name: str) -> calls.Volume:
         return calls.Volume(name, f"/dev/{NAME}/{name}", self.sizes[name], active=True, open=False)
 
-    def _CreateVolume(self, call: calls.CreateVolume) -> calls.Volume:
+    def _device(self, name: str) -> calls.VolumeDevice:
+        return calls.VolumeDevice(f"/dev/{NAME}/{name}", self.sizes[name])
+
+    def _CreateVolume(self, call: calls.CreateVolume) -> calls.VolumeDevice:
         if call.volume in self.sizes or call.size_bytes > self.free_bytes:
             raise contract.Failed("lvcreate: some words")
         self.sizes[call.volume] = call.size_bytes
-        return self._volume(call.volume)
+        return self._device(call.volume)
 
-    def _ExtendVolume(self, call: calls.ExtendVolume) -> calls.Volume:
+    def _ExtendVolume(self, call: calls.ExtendVolume) -> calls.VolumeDevice:
         if call.size_bytes - self.sizes[call.volume] > self.free_bytes:
             raise contract.Failed("lvextend: some words")
         self.sizes[call.volume] = max(self.sizes[call.volume], call.size_bytes)
-        return self._volume(call.volume)
+        return self._device(call.volume)
 
-    def _ActivateVolume(self, call: calls.ActivateVolume) -> calls.Volume:
+    def _ActivateVolume(self, call: calls.ActivateVolume) -> calls.VolumeDevice:
         if call.volume not in self.sizes:
             raise contract.Failed("lvchange: some words")
-        return self._volume(call.volume)
+        return self._device(call.volume)
+
+    def _DeactivateVolume(self, call: calls.DeactivateVolume) -> calls.DeactivatedVolume:
+        return calls.DeactivatedVolume(in_use=False)
 
 
 def describe(**parameters: Any) -> dict[str, Any]:
@@ -173,12 +180,23 @@ def test_what_lvm_says_in_words_is_told_by_what_there_is() -> None:
     assert group.volumes()["known"].size_bytes == 5 << 20 and group.space() == (4 * GIB, GIB)
 
 
+def test_a_new_volume_is_used_without_being_activated_again(tmp_path: Path) -> None:
+    """Each call is a command of LVM, or two. One of a dead maker is used again, with the room that is asked for."""
+    root = Root()
+    users = volumes.Users(lvmgroup.LvmGroup(root, NAME), str(tmp_path))
+    with users.making("new", 1 << 20):
+        assert root.asked == ["CreateVolume"]
+    assert root.asked[1:] == ["DeactivateVolume"]
+    with users.making("new", 2 << 20):
+        assert root.asked[2:] == ["CreateVolume", "ListVolumes", "ActivateVolume", "ExtendVolume"]
+
+
 def test_other_failures_stay_what_they_are() -> None:
     class Broken(Root):
-        def _ActivateVolume(self, call: calls.ActivateVolume) -> calls.Volume:
+        def _ActivateVolume(self, call: calls.ActivateVolume) -> calls.VolumeDevice:
             raise contract.Failed("lvchange: locks are lost")
 
-        def _CreateVolume(self, call: calls.CreateVolume) -> calls.Volume:
+        def _CreateVolume(self, call: calls.CreateVolume) -> calls.VolumeDevice:
             raise contract.Failed("lvcreate: locks are lost")
 
     group = lvmgroup.LvmGroup(Broken("known"), NAME)

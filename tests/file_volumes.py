@@ -78,6 +78,7 @@ class FileGroup(volumes.Group):
             if name in sizes:
                 raise FileExistsError(errno.EEXIST, "it exists", name)
             self._set(sizes, name, size_bytes)
+        self.activate(name)
 
     def extend(self, name: str, size_bytes: int) -> int:
         assert (self._active / name).is_symlink(), "not active here"

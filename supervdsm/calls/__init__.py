@@ -42,6 +42,7 @@ from supervdsm.calls.volumes import (
     StoppedVolumeGroup,
     StopVolumeGroup,
     Volume,
+    VolumeDevice,
     VolumeGroup,
     Volumes,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "StoppedVolumeGroup",
     "UnmountNfs",
     "Volume",
+    "VolumeDevice",
     "VolumeGroup",
     "Volumes",
 ]

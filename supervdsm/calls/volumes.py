@@ -92,8 +92,9 @@ class GetVolumeGroup(Call[VolumeGroup], deadline_s=30):
 
 
 @dataclasses.dataclass(frozen=True)
-class MakeVolumeGroup(Call[VolumeGroup], deadline_s=60):
-    """Make a shared volume group of whole devices, never activated by itself, and start it on this host.
+class MakeVolumeGroup(Call[VolumeGroup], deadline_s=300):
+    """Make a shared volume group of whole devices, never activated by itself, and start it on this host. All leases for
+    its locks are written then, 256 MiB or more, which takes a busy storage minutes.
 
     `Refused` when a device is not allowed by the helper's settings, holds anything and is not named in `overwrite`, is
     in use, or has a shared group that another host uses; and when a group of that name is on other devices. A crash
@@ -186,6 +187,14 @@ class Volumes:
 
 
 @dataclasses.dataclass(frozen=True)
+class VolumeDevice:
+    """The device of a volume, which is there while it is active on this host, and its size."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ListVolumes(Call[Volumes], deadline_s=30):
     """List a group's volumes as its metadata has them now, and what is active of them on this host."""
 
@@ -193,8 +202,9 @@ class ListVolumes(Call[Volumes], deadline_s=30):
 
 
 @dataclasses.dataclass(frozen=True)
-class CreateVolume(Call[Volume], deadline_s=30):
-    """Make a linear volume of at least this size, inactive. It holds what lay there before.
+class CreateVolume(Call[VolumeDevice], deadline_s=60):
+    """Make a linear volume of at least this size, which is active on this host as by `ActivateVolume`. It holds what
+    lay there before.
 
     `Failed` when the group has no room, or the name exists.
     """
@@ -205,7 +215,7 @@ class CreateVolume(Call[Volume], deadline_s=30):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActivateVolume(Call[Volume], deadline_s=30):
+class ActivateVolume(Call[VolumeDevice], deadline_s=60):
     """Activate a volume shared on this host, with its present size. Nothing is done twice."""
 
     group: GroupName
@@ -213,7 +223,7 @@ class ActivateVolume(Call[Volume], deadline_s=30):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefreshVolume(Call[Volume], deadline_s=30):
+class RefreshVolume(Call[VolumeDevice], deadline_s=60):
     """Give a volume that is active on this host the size that another host gave it (trap 46)."""
 
     group: GroupName
@@ -228,7 +238,7 @@ class DeactivatedVolume:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeactivateVolume(Call[DeactivatedVolume], deadline_s=30):
+class DeactivateVolume(Call[DeactivatedVolume], deadline_s=60):
     """Deactivate a volume on this host; one that is absent or not active is so already."""
 
     group: GroupName
@@ -236,7 +246,7 @@ class DeactivateVolume(Call[DeactivatedVolume], deadline_s=30):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtendVolume(Call[Volume], deadline_s=30):
+class ExtendVolume(Call[VolumeDevice], deadline_s=60):
     """Grow a volume to at least this size, in use or not; never shrinks. Only with the image's data lease: LVM lets
     two hosts do this. Other hosts see it after `RefreshVolume`. `Failed` when the group has no room."""
 
@@ -254,7 +264,7 @@ class RemovedVolume:
 
 
 @dataclasses.dataclass(frozen=True)
-class RemoveVolume(Call[RemovedVolume], deadline_s=30):
+class RemoveVolume(Call[RemovedVolume], deadline_s=60):
     """Remove a volume that no host uses, deactivating it here; an absent one is gone already."""
 
     group: GroupName

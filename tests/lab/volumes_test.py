@@ -33,9 +33,10 @@ class Group:
     def call(self, host: lab.Host, kind: Any, *arguments: Any) -> Any:
         return groups.call(host, kind(self.name, *arguments))
 
-    def create(self, host: lab.Host, volume: str, size_bytes: int = 64 * MIB) -> calls.Volume:
-        made: calls.Volume = self.call(host, calls.CreateVolume, volume, size_bytes)
-        return made
+    def create(self, host: lab.Host, volume: str, size_bytes: int = 64 * MIB) -> None:
+        """Active nowhere."""
+        self.call(host, calls.CreateVolume, volume, size_bytes)
+        self.call(host, calls.DeactivateVolume, volume)
 
     def activate(self, host: lab.Host, volume: str) -> str:
         """The path of its device."""

@@ -86,7 +86,6 @@ class BlockLayout(repository.Repository):
             self._group.create(SLOTS_VOLUME, SLOTS_AT_ONCE * SLOT_BYTES)
         except FileExistsError as error:
             raise errors.NotEmpty(place=self.place, reason="it was formatted at the same time") from error
-        self._group.activate(SLOTS_VOLUME)
         return self._make_header(io_timeout_s)
 
     def _remove_headless(self) -> None:
@@ -246,9 +245,8 @@ class BlockLayout(repository.Repository):
         What lies behind the room, and in the last block of it, is zero: tools that do not know the image's size see
         it, and a source that ends within a block does not write that to its end."""
         room_bytes = sizes.round_up(room_bytes, models.BLOCK_BYTES)
-        with contextlib.suppress(FileExistsError), self._naming_full():
-            self._group.create(_checked(name), room_bytes)
-        with self._naming_full(), self._users.using([name], room_bytes), _opened(self.data_path(name)) as volume:
+        made = self._users.making(_checked(name), room_bytes)
+        with self._naming_full(), made, _opened(self.data_path(name)) as volume:
             last = room_bytes - models.BLOCK_BYTES
             volume.zero(0, models.BLOCK_BYTES)
             volume.zero(last, volume.size_bytes - last)

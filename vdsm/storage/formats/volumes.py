@@ -48,7 +48,7 @@ class Group(abc.ABC):
 
     @abc.abstractmethod
     def create(self, name: str, size_bytes: int) -> None:
-        """Makes a volume of at least this size, inactive, with old bytes in it.
+        """Makes a volume of at least this size, active on this host, with old bytes in it.
 
         Raises FileExistsError, and OSError (ENOSPC) when there is no room.
         """
@@ -87,11 +87,22 @@ class Users:
             sizes = []
             for name in names:
                 users.enter_context(self._using(name))
-                size_bytes = self._group.activate(name)
-                if size_bytes < room_bytes:
-                    size_bytes = self._group.extend(name, room_bytes)
-                sizes.append(size_bytes)
+                sizes.append(self._activate(name, room_bytes))
             yield sizes
+
+    @contextlib.contextmanager
+    def making(self, name: str, room_bytes: int) -> Iterator[None]:
+        """As `using`, for a volume that is made here unless it is there: of the same name, a dead maker's."""
+        with self._using(name):
+            try:
+                self._group.create(name, room_bytes)
+            except FileExistsError:
+                self._activate(name, room_bytes)
+            yield
+
+    def _activate(self, name: str, room_bytes: int) -> int:
+        size_bytes = self._group.activate(name)
+        return self._group.extend(name, room_bytes) if size_bytes < room_bytes else size_bytes
 
     @contextlib.contextmanager
     def keeping(self, names: Iterable[str]) -> Iterator[None]:
