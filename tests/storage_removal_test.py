@@ -184,6 +184,7 @@ def test_a_disk_goes_without_a_look_at_the_others(shelf: Shelf, monkeypatch: pyt
     with noting(monkeypatch, shelf.repo) as noted:
         shelf.remove(disk)
     assert "remove data" in noted and "list records" not in noted
+    assert noted.count("list data") == 1  # on a volume group that is a command of LVM
 
 
 def test_data_that_those_below_do_not_account_for_is_not_taken_for_the_disks_own(shelf: Shelf) -> None:

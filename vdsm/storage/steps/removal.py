@@ -71,24 +71,24 @@ def clean_held(repo: Repository, session: leases.Session, image_id: str) -> reco
     image = repo.find(image_id)
     if image is None or not image["deleted"]:
         return None
-    others = _who_could_need(repo, image)
+    carried = repo.data_names() if chain.is_disk_at_rest(image) else None
+    others = _who_could_need(repo, image, carried)
     if chain.dependents(image_id, others):
         return None
     record.check_writer(repo.slot(image_id))
     repo.update(session, image_id, lambda found: _being_cleaned(repo, found))
-    discard(repo, session, image_id, others)
+    discard(repo, session, image_id, carried, others)
     return image
 
 
-def _who_could_need(repo: Repository, image: record.Record) -> list[record.Record]:
+def _who_could_need(repo: Repository, image: record.Record, carried: list[str] | None) -> list[record.Record]:
     """The records that could need the image or rely on its data; its lease is held, so no more of them come.
 
     Of a disk at rest it is those below it: whoever bases anything on a disk splits it first (trap 35). When they do not
-    account for all data that was made for it, and for anything that is no such disk, all records are read: that takes
-    as long as there are images.
+    account for all data that was made for it (`carried`), and for anything that is no such disk, all records are read:
+    that takes as long as there are images.
     """
-    if chain.is_disk_at_rest(image):
-        carried = repo.data_names()
+    if carried is not None:
         with contextlib.suppress(errors.ImageNotUsable):
             below = chain.down(image["id"], repo.find)[1:]
             if chain.unused_data(image, carried, below) == [image["data"]["name"]]:
@@ -103,16 +103,21 @@ def _being_cleaned(repo: Repository, image: record.Record) -> record.Record:
 
 
 def discard(
-    repo: Repository, session: leases.Session, image_id: str, others: list[record.Record] | None = None
+    repo: Repository,
+    session: leases.Session,
+    image_id: str,
+    carried: list[str] | None = None,
+    others: list[record.Record] | None = None,
 ) -> None:
     """Takes an image from storage whatever its state: data, record, slot. A slot without record goes too.
 
-    The caller holds its data lease inside `owning` and knows that nobody needs it. `others`: the records that could
-    rely on its data, read under that lease; None: all.
+    The caller holds its data lease inside `owning` and knows that nobody needs it. Read under that lease: `carried`,
+    the names of all data, and `others`, the records that could rely on its data; None: they are read here.
     """
-    carried = repo.data_names()  # before the records are listed (trap 37)
     image = repo.find(image_id)
     if image is not None:
+        if carried is None:
+            carried = repo.data_names()  # before the records are listed (trap 37)
         for name in chain.unused_data(image, carried, entities(repo) if others is None else others):
             repo.remove_data(name)
     repo.free(session, repo.slot(image_id))
