@@ -191,6 +191,18 @@ def test_a_new_volume_is_used_without_being_activated_again(tmp_path: Path) -> N
         assert root.asked[2:] == ["CreateVolume", "ListVolumes", "ActivateVolume", "ExtendVolume"]
 
 
+def test_monitor_asks_for_the_space_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever needs it for a decision at once."""
+    root = Root(blocklayout.SLOTS_VOLUME)
+    repo = formats.open(formats.bring_up(root, describe(), new=False))
+    monkeypatch.setattr(repo, "_group", lvmgroup.LvmGroup(root, NAME))  # in a child it would be a socket's other end
+    before = repo.recent_space()
+    root.free_bytes = 0
+    assert repo.recent_space() == before and repo.space().free_bytes == 0
+    monkeypatch.setattr(blocklayout, "SPACE_S", 0.0)
+    assert repo.recent_space() == repo.space()
+
+
 def test_other_failures_stay_what_they_are() -> None:
     class Broken(Root):
         def _ActivateVolume(self, call: calls.ActivateVolume) -> calls.VolumeDevice:

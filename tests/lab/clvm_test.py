@@ -27,6 +27,8 @@ IO_TIMEOUT_S = 2
 # Another host may have a dead one's leases after 8 x io_timeout + 60 s.
 TAKEOVER_S = 200.0
 HELD = ("image_in_use", "image_busy")
+# The monitor asks for the space each half minute.
+ROOM_S = 120.0
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -226,7 +228,7 @@ def test_group_is_extended_under_a_connected_repository(agents: tuple[Agent, Age
     spare = one.host.luns[SPARE].path
     one("extendStorageRepository", repoId=CLVM, devices=[spare], overwrite=[spare])
     one("extendStorageRepository", repoId=CLVM, devices=[spare])
-    until(lambda: two.room() > before + 500 * MIB)
+    until(lambda: two.room() > before + 500 * MIB, ROOM_S)
     whole = {"options": {"strategy": "performance"}}
     assert one.refused("createVirtualDisk", targetRepoId=CLVM, size=1 << 40, **whole) == "repository_full"
 

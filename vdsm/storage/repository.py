@@ -134,6 +134,10 @@ class Repository(abc.ABC):
     @abc.abstractmethod
     def space(self) -> Space: ...
 
+    def recent_space(self) -> Space:
+        """As `space`, for who asks again and again: where that is dear, this object's last answer for a while."""
+        return self.space()
+
     def check_writable(self) -> None:  # noqa: B027 (not every format can tell)
         """Blocks as long as writes to the storage do, and changes nothing. Raises OSError when they would fail.
 

@@ -34,6 +34,8 @@ TABLE_OFFSET = record.SLOT_BYTES
 SLOTS_VOLUME = "vdsm"
 # The volume `vdsm` is made with room for this many slots, and grows by as many.
 SLOTS_AT_ONCE = 32
+# How often (seconds) the monitor asks for the space. With LVM that is a command, which took most of a look's time.
+SPACE_S = 30.0
 _OWN_SLOT = "repository"  # what its two leases are called after
 _DATA_NAME = re.compile(ids.UUID_PATTERN.removesuffix("$") + r"\.[0-9a-f]{8}$")
 _OWNERS = {slottable.IMAGE: "an image", slottable.VM: "a VM"}
@@ -50,6 +52,7 @@ class BlockLayout(repository.Repository):
         self._users = volumes.Users(group, description["use_dir"])
         self._slots = group.path(SLOTS_VOLUME)
         self._chunk_bytes: int = description["chunk_bytes"]
+        self._seen_space: tuple[float, repository.Space] | None = None
 
     # -- places
 
@@ -122,6 +125,13 @@ class BlockLayout(repository.Repository):
 
     def space(self) -> repository.Space:
         return repository.Space(*self._group.space())
+
+    def recent_space(self) -> repository.Space:
+        """At most `SPACE_S` old."""
+        now = time.monotonic()
+        if self._seen_space is None or now - self._seen_space[0] >= SPACE_S:
+            self._seen_space = (now, self.space())
+        return self._seen_space[1]
 
     # -- slots
 

@@ -29,7 +29,8 @@ def leave_lockspace(repo: Repository, argument: Argument) -> None:
 
 
 def probe(repo: Repository, argument: Argument) -> dict[str, Any]:
-    """{read_s, total_bytes, free_bytes}: how long a direct read of the header took, and the space. Changes nothing.
+    """{read_s, total_bytes, free_bytes}: how long a direct read of the header took, and the `recent_space`. Changes
+    nothing.
 
     Blocks as long as reads or writes of the storage do. Raises `StorageFailed`; `NotARepository` also when another
     repository has come to the place.
@@ -39,7 +40,7 @@ def probe(repo: Repository, argument: Argument) -> dict[str, Any]:
         found = repo.header()
         read_s = time.monotonic() - began
         repo.check_writable()
-        space = repo.space()
+        space = repo.recent_space()
     except OSError as error:
         raise errors.StorageFailed(repo_id=repo.repo_id, reason=error.strerror or str(error)) from error
     if found["name"] != repo.name:
