@@ -1,4 +1,5 @@
-"""The formats on file systems: every verb of storage, on sectors of 512 and of 4096 bytes."""
+"""The formats on file systems: every verb of storage, on sectors of 512 and of 4096 bytes. What is marked as torture
+differs in how files are read and written, which `nfs_test.py` and `storage_test.py` show."""
 
 import pytest
 
@@ -17,6 +18,7 @@ mount $disk {place}
 HEADER = "from vdsm import record; print(record.read(record.Slot('', '', '{path}', 0))['sector_bytes'])"
 EXPORT = "/large"
 FSID = 2
+LONG = pytest.mark.torture
 
 
 def large_sectors(host: lab.Host, place: str) -> None:
@@ -36,8 +38,15 @@ def sector_bytes(peer: peers.Peer, repo_id: str) -> int:
 
 
 @pytest.mark.timeout(800)
-@pytest.mark.parametrize("sectors", [512, 4096])
-@pytest.mark.parametrize("version", ["3", "4.2"])
+@pytest.mark.parametrize(
+    ("version", "sectors"),
+    [
+        pytest.param("4.2", 512),
+        pytest.param("4.2", 4096, marks=LONG),
+        pytest.param("3", 512, marks=LONG),
+        pytest.param("3", 4096, marks=LONG),
+    ],
+)
 def test_every_verb_on_nfs(site: sites.Site, version: str, sectors: int) -> None:
     """Names are not cached: what one host does the other sees at once (trap 21). The server's disk is its own affair:
     to clients all sectors are small."""
@@ -53,7 +62,7 @@ def test_every_verb_on_nfs(site: sites.Site, version: str, sectors: int) -> None
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sectors", [512, 4096])
+@pytest.mark.parametrize("sectors", [pytest.param(512, marks=LONG), 4096])
 def test_every_verb_on_a_directory(site: sites.Site, sectors: int) -> None:
     place = "/run/vdsm/storage"
     if sectors == 4096:
