@@ -11,7 +11,6 @@ from supervdsm import calls
 from tests import lab, proof
 from tests.lab import blocks, grounds, groups, peers, verbs
 from tests.until import until
-from vdsm import ids
 from vdsm.client import failures
 
 MIB = 1 << 20
@@ -176,13 +175,10 @@ def test_what_one_host_makes_the_other_goes_on_with(agents: tuple[Agent, Agent],
     assert [found["type"] for found in two.findings()] == []
 
 
-def test_leases_of_vms_are_seen_by_both(agents: tuple[Agent, Agent]) -> None:
-    one, two = agents
-    lease = {"repoId": CLVM, "leaseId": ids.new()}
-    made = one("Lease.create", lease=lease)
-    assert two("Lease.info", lease=lease) == made
-    two("Lease.delete", lease=lease)
-    assert one.refused("Lease.info", lease=lease) == "no_such_lease"
+def test_all_other_verbs_on_a_volume_group(agents: tuple[Agent, Agent]) -> None:
+    """Those that no other test here needs; `matrix_test.py` has all of them, on each kind of disk."""
+    verbs.prepare(*agents)
+    verbs.rest(*agents, CLVM)
 
 
 def test_copies_and_differences_between_formats(agents: tuple[Agent, Agent], local: str) -> None:
