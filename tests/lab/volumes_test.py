@@ -130,6 +130,22 @@ def test_a_volume_that_one_host_left_active_is_written_by_the_other(group: Group
     assert group.call(one, calls.DeactivateVolume, "data") == calls.DeactivatedVolume(in_use=False)
 
 
+def test_a_lock_left_active_by_a_call_does_not_keep_its_volume(group: Group, one: lab.Host, two: lab.Host) -> None:
+    """A call that was cut off between the device and its lock: LVM knows of no active volume any more."""
+    group.create(one, "data")
+    for host in (one, two):
+        group.activate(host, "data")
+    two.run(["dmsetup", "remove", f"{group.name}-data"], environment={"DM_DISABLE_UDEV": "1"})
+    assert group.remove(one, "data") == "active elsewhere"
+    group.activate(one, "data")
+    assert group.remove(two, "data") == "active elsewhere"
+    assert group.remove(one, "data") == ""
+    group.create(one, "data")
+    group.activate(one, "data")
+    one.run(["dmsetup", "remove", f"{group.name}-data"], environment={"DM_DISABLE_UDEV": "1"})
+    assert group.remove(one, "data") == ""
+
+
 def test_a_volume_in_use_grows_and_the_other_host_sees_it_when_it_looks(
     group: Group, one: lab.Host, two: lab.Host
 ) -> None:
