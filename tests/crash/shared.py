@@ -181,12 +181,19 @@ def ground(order: Order) -> Iterator[matrix.Ground]:
 
 
 def chosen(order: Order, cases: list[matrix.Case]) -> list[matrix.Case]:
+    """Of what is alike, as the many blocks of a slot that is made, one before any second one."""
     if order.named:
         return [case for case in cases if str(case) in order.named]
     done = set(order.done)
-    left = [case for case in cases if str(case) not in done]
-    random.Random(order.seed).shuffle(left)
-    return left[: order.each]
+    drawn = random.Random(order.seed).sample(cases, len(cases))
+    met: collections.Counter[tuple[str, ...]] = collections.Counter()
+    left = []
+    for case in sorted(drawn, key=lambda case: str(case) not in done):
+        alike = (case.process, case.step.call, case.step.what, case.kind)
+        if str(case) not in done:
+            left.append((met[alike], case))
+        met[alike] += 1
+    return [case for _, case in sorted(left, key=lambda one: one[0])][: order.each]
 
 
 def run(order: Order) -> None:
