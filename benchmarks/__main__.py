@@ -5,7 +5,7 @@ import importlib
 
 from benchmarks import table
 
-ALL = ("wire", "client", "jobs", "copying", "memory")
+ALL = ("wire", "client", "jobs", "copying", "memory", "formats")
 
 
 def main() -> None:
