@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import nfs, peers, sites
 from tests.until import until
+from vdsm import ids
 from vdsm.client import failures
 
 FORMAT = sites.NFS
@@ -25,11 +26,23 @@ def shared(site: sites.Site) -> str:
     return "shared"
 
 
+def test_what_one_host_makes_and_removes_the_other_knows_at_once(site: sites.Site, shared: str) -> None:
+    """Trap 21: it has looked for the name before, and did not find it."""
+    one, two = site.one, site.two
+    image_id = ids.new()
+    where = {"repositoryId": shared, "imageId": image_id}
+    assert two.refused("getImage", **where) == "no_such_image"
+    one("createVirtualDisk", targetRepoId=shared, size=MIB, options={"imageId": image_id})
+    assert two("getImage", **where)["status"] == "optimized"
+    one("removeImage", **where)
+    assert two.refused("getImage", **where) == "no_such_image"
+
+
 # -- a copy that dies -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("dies", ["worker", "agent"])
+@pytest.mark.parametrize("dies", ["worker", pytest.param("agent", marks=pytest.mark.torture)])
 def test_a_killed_copy_is_finished_by_the_other_host(site: sites.Site, shared: str, dies: str) -> None:
     """A worker that dies alone is buried by its agent, which writes down how it ended. When both die nobody does, and
     the lease tells."""
