@@ -50,7 +50,13 @@ def write(one: peers.Peer, disk: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(800)
 @pytest.mark.parametrize(
-    ("source", "target"), [(sites.LOCALFS, "4.2"), ("4.2", "3"), ("3", sites.LOCALFS)], ids=lambda kind: f"of-{kind}"
+    ("source", "target"),
+    [
+        ("4.2", "3"),
+        pytest.param(sites.LOCALFS, "4.2", marks=pytest.mark.torture),
+        pytest.param("3", sites.LOCALFS, marks=pytest.mark.torture),
+    ],
+    ids=lambda kind: f"of-{kind}",
 )
 def test_a_second_backup_stores_what_was_written_since(site: sites.Site, source: str, target: str) -> None:
     """The second copy is only noted by the first host, and done by a fix of whoever has both repositories."""

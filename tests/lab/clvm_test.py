@@ -154,7 +154,7 @@ def local(agents: tuple[Agent, Agent]) -> Iterator[str]:
     agents[0].host.run(["umount", "/run/vdsm/storage"])
 
 
-@pytest.mark.parametrize("strategy", ["space", "performance"])
+@pytest.mark.parametrize("strategy", ["space", pytest.param("performance", marks=pytest.mark.torture)])
 def test_what_one_host_makes_the_other_goes_on_with(agents: tuple[Agent, Agent], strategy: str) -> None:
     one, two = agents
     disk = one.imported("first", options={"strategy": strategy})
