@@ -5,6 +5,10 @@ PREREQUISITES := vdsm/tool/prerequisites.sh
 # The agent runs under the system's interpreter: the bindings of libvirt and sanlock must match its libraries.
 RUN := PYTHONPATH=build/runtime /usr/bin/python3
 DEV := .venv/bin/python
+# Each file's tests by one of the processes, the long files first.
+SPREAD := --dist loadfile --no-loadscope-reorder
+LAB_TESTS = $(DEV) -m pytest -n 2 $(SPREAD) tests/lab
+NO_LAB = printf '\n%s\n' '===== THE TESTS OF SEVERAL HOSTS DID NOT RUN: there can be no lab here, see above =====' >&2
 
 .PHONY: help demo up down test lab-test check docs bench torture
 
@@ -12,7 +16,8 @@ help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
 	@echo 'make up        the same daemons, left running in the background; prints how to call them'
 	@echo 'make down      ends them'
-	@echo 'make test      every test, three files at a time (TESTS="-k word" picks some)'
+	@echo 'make test      every test, those of several hosts last (TESTS="-k word" picks some of one host)'
+	@echo 'make lab-test  the tests of several hosts alone (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
 	@echo 'make docs      writes docs/reference and the table of vdsm-client anew from the code; seconds'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
@@ -29,13 +34,15 @@ up:
 down:
 	@$(RUN) -m vdsm.standalone down
 
+# Those of one host, then those of several; with TESTS what it names, of one host unless it names tests/lab.
 test:
 	@$(PREREQUISITES) test
-	@$(DEV) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(DEV) -m pytest -n 3 $(SPREAD) $(TESTS)
+	@$(if $(strip $(TESTS)),,if $(PREREQUISITES) lab && $(DEV) -m tests.lab; then $(LAB_TESTS); else $(NO_LAB); fi)
 
 lab-test:
 	@$(PREREQUISITES) lab
-	@$(DEV) -m pytest tests/lab $(TESTS)
+	@$(LAB_TESTS) $(TESTS)
 
 check:
 	@$(PREREQUISITES) test

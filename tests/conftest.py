@@ -25,7 +25,7 @@ from vdsm.standalone import ground, layout
 from vdsm.tool import guestimage
 
 MAIN = "main"  # the session's repository
-collect_ignore = ["lab"]  # has its own target, make lab-test, which names it: that counts more
+collect_ignore = ["lab"]  # a run of its own, which names it: that counts more
 
 JOIN_S = 30.0
 MEMORY_MIB = 64  # of guests without guest code
