@@ -55,6 +55,7 @@ def test_case_again(site: crash.Site, version: str) -> None:
 def test_no_moment_of_death_loses_anything_between_hosts(site: crash.Site) -> None:
     """Those verbs first of which the fewest cases have been run. It may be stopped; the next run goes on."""
     kept = progress.Progress(NAME, progress.code(CODE))
+    before = len(_met(kept))
     end = time.monotonic() + float(os.environ.get("CRASH_SECONDS", "inf"))
     while (versions := [version for version in VERSIONS if _left(kept, version)]) and time.monotonic() < end:
         for version in versions:
@@ -64,6 +65,7 @@ def test_no_moment_of_death_loses_anything_between_hosts(site: crash.Site) -> No
             _keep(kept, version, site.run(_left(kept, version), version, RUN_S + 600, **given))
     if not any(_left(kept, version) for version in VERSIONS):
         kept.end()
+    assert len(_met(kept)) > before or kept.told["ended"], "no case was run"
     _write_proof(kept.told)
     assert not kept.told["wrong"], "\n".join(kept.told["wrong"].values())
 
