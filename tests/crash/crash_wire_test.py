@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests import conftest
-from tests.crash import outside
+from tests.crash import outside, places
 from tests.until import running, until
 from vdsm import ids, standalone
 from vdsm.client import failures
@@ -35,7 +35,7 @@ class Wire:
         self.repo = images.repo_id
         self.images = images
         self.machines = machines
-        self.place = stack.storage_dir / images.repo_id
+        self.place = places.Files(stack.storage_dir / images.repo_id)
         self.disk = images.bytes(CONTENT)
         self.new = ids.new()
         self.write = 1

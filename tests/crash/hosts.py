@@ -222,6 +222,10 @@ class Agent:
         if info["status"] != "done":
             raise Failed(info)
 
+    def later(self) -> None:
+        """As `recovery.Mender` has it."""
+        self.world.sweep()
+
     def aborted(self, job_id: str, *, stop: bool = False, dies: bool = False) -> None:
         """Aborts the job when a tool of it hangs; raises `Failed` when that has not taken its work away.
 

@@ -29,7 +29,7 @@ WORKER = "kill-worker"  # a job's worker dies, the agent lives and sees to it
 TOOL = "kill-tool"  # a tool dies, whoever started it lives
 TORN = "kill-torn"  # as `kill`, in the middle of writing a record: half of it is there
 
-_SLOTS = ("/images/", "/vms/", "/.repository")
+_SLOTS = ("/images/", "/vms/", "/.repository", tracing.RECORD)
 CALLED = (*scenes.PLACES, scenes.FRESH)  # whose children do what a call asks for
 
 
@@ -230,7 +230,7 @@ class Ground:
         """An agent that has just started; at the end all that it started has ended."""
         with hosts.Agent(self.world, self.host).running() as agent:
             yield agent
-        until(lambda: self.host.children() == [], 60)
+        until(lambda: self.host.children() == [] and self.world.settled(), 60)
         self.host.close_lines()
         until(
             lambda: scenes.held(self.world) == []
@@ -243,6 +243,7 @@ class Ground:
                 wrong = recovery.recover(fixer)
             except recovery.FAILURES as error:
                 wrong = [f"fixing failed: {error!r}"]
+            fixer.later()
             try:
                 list(recovery.everywhere(lambda place: _try_out(fixer, place)))
             except recovery.FAILURES as error:
@@ -269,9 +270,10 @@ class Ground:
 
     @staticmethod
     def _leases() -> list[str]:
-        """Leases that somebody still holds although nobody is left."""
+        """Leases that somebody still holds although nobody is left. LVM's are another matter: `Place.busy`."""
         held = subprocess.run(["sanlock", "client", "status"], capture_output=True, text=True, check=True).stdout
-        return [f"a lease is still held: {line}" for line in held.splitlines() if line.startswith("r ")]
+        lines = [line for line in held.splitlines() if line.startswith("r ") and not line.startswith("r lvm_")]
+        return [f"a lease is still held: {line}" for line in lines]
 
 
 def _try_out(fixer: recovery.Mender, place: str) -> None:

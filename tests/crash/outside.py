@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.crash import places
+
 Record = dict[str, Any]
 
 _AREA_BYTES = 32 << 10
@@ -22,33 +24,32 @@ _LOCKSPACE, _RESOURCE = 0x12212010, 0x06152010
 _TIMESTAMP, _SECTOR_BYTES, _HOST_FLAGS, _SHARED = struct.Struct("<Q"), 512, 128, 1
 _TIMESTAMP_OFFSET = 152
 _HOSTS = 2
+LEASE_BYTES = (2 + _HOSTS) * _SECTOR_BYTES
 
 _known: dict[str, str] = {}  # digest of a chain's files: digest of what they show
 
 
-def record(slot: Path) -> Record | None:
-    """The newest valid record of a slot's file."""
+def record(read: places.Read) -> Record | None:
+    """The newest valid record of a slot."""
     found = []
-    with slot.open("rb") as file:
-        for area in (0, _AREA_BYTES):
-            file.seek(_RECORD_OFFSET + area)
-            raw = file.read(_AREA_BYTES)
-            if len(raw) < _AREA_BYTES:
-                continue
-            magic, version, length, _, digest = _HEAD.unpack_from(raw)
-            payload = raw[_HEAD.size : _HEAD.size + length]
-            if magic == b"VDSMREC1" and hashlib.sha256(raw[:24] + payload).digest() == digest:
-                found.append((version, payload))
+    for area in (0, _AREA_BYTES):
+        raw = read(_RECORD_OFFSET + area, _AREA_BYTES)
+        if len(raw) < _AREA_BYTES:
+            continue
+        magic, version, length, _, digest = _HEAD.unpack_from(raw)
+        payload = raw[_HEAD.size : _HEAD.size + length]
+        if magic == b"VDSMREC1" and hashlib.sha256(raw[:24] + payload).digest() == digest:
+            found.append((version, payload))
     return json.loads(max(found)[1]) if found else None
 
 
-def records(place: Path, kind: str) -> dict[str, Record]:
+def records(place: places.Place, kind: str) -> dict[str, Record]:
     """All records of a repository's `images` or `vms`, by id."""
-    found = {path.name: record(path) for path in (place / kind).iterdir()}
+    found = {name: record(read) for name, read in place.slots(kind).items()}
     return {name: known for name, known in found.items() if known is not None}
 
 
-def shown(place: Path) -> dict[str, Any]:
+def shown(place: places.Place) -> dict[str, Any]:
     """What callers have in the repository: each image that is not deleted with all that must never change by itself.
 
     A broken one shows nothing but that it is broken.
@@ -59,14 +60,14 @@ def shown(place: Path) -> dict[str, Any]:
     }
 
 
-def _shown(place: Path, image: Record, images: dict[str, Record]) -> Any:
+def _shown(place: places.Place, image: Record, images: dict[str, Record]) -> Any:
     if image["status"] == "broken":
         return f"broken: {image['work'] and image['work']['kind']} {image['work'] and image['work']['state']}"
     kept = {name: image[name] for name in ("kind", "size_bytes", "user_data")}
     return {**kept, "content": content(place, image, images)}
 
 
-def content(place: Path, image: Record, images: dict[str, Record]) -> str:
+def content(place: places.Place, image: Record, images: dict[str, Record]) -> str:
     """Digest of all bytes that a guest would read, or why they cannot be read."""
     chain = [image]
     while (base := chain[-1]["base"]) is not None:
@@ -76,19 +77,20 @@ def content(place: Path, image: Record, images: dict[str, Record]) -> str:
     node: dict[str, Any] | None = None
     digest = hashlib.sha256()
     for layer in reversed(chain):
-        path = place / "data" / layer["data"]["name"]
-        if not path.exists():
-            return f"unreadable: no data {path.name}"
+        name, image_format = layer["data"]["name"], layer["data"]["format"]
+        path = place.data(name, image_format, layer["size_bytes"])
+        if path is None:
+            return f"unreadable: no data {name}"
         with path.open("rb") as file:
-            digest.update(layer["data"]["format"].encode() + hashlib.file_digest(file, "sha256").digest())
+            digest.update(image_format.encode() + hashlib.file_digest(file, "sha256").digest())
         below, node = (
             node,
             {
-                "driver": layer["data"]["format"],
+                "driver": image_format,
                 "file": {"driver": "file", "filename": str(path)},
             },
         )
-        if layer["data"]["format"] == "qcow2":
+        if image_format == "qcow2":
             node["backing"] = below
     digest.update(str(image["size_bytes"]).encode())
     if digest.hexdigest() not in _known:
@@ -110,7 +112,7 @@ def _converted(source: str, size_bytes: int | None = None) -> str:
     return found
 
 
-def vms(place: Path) -> dict[str, Any]:
+def vms(place: places.Place) -> dict[str, Any]:
     """What callers know of the VMs with a record: all that changes by nobody but them."""
     return {
         vm_id: {name: vm[name] for name in ("name", "disks", "deleted", "exit_code")}
@@ -118,9 +120,9 @@ def vms(place: Path) -> dict[str, Any]:
     }
 
 
-def generation(place: Path, kind: str, name: str) -> Any:
+def generation(place: places.Place, kind: str, name: str) -> Any:
     """Of one of `images` or `vms`: the generation, and how its work stands."""
-    known = record(place / kind / name)
+    known = records(place, kind).get(name)
     return known and {"generation": known["generation"], "work": known["work"] and known["work"]["state"]}
 
 
@@ -141,7 +143,7 @@ def repository(place: Path) -> dict[str, Any]:
     header = place / "repository"
     if not header.exists():
         return {}
-    known = record(header) or {}
+    known = record(places.reading(header)) or {}
     with header.open("rb") as file:
         leaders = [_leader(file.read(_LEADER.size)) for at in (0, 1 << 20) if file.seek(at) == at]
     name = known.get("name")
@@ -159,21 +161,20 @@ def _leader(raw: bytes) -> tuple[int, str]:
     return magic, lockspace.rstrip(b"\0").decode()
 
 
-def held(place: Path) -> list[str]:
+def held(place: places.Place) -> list[str]:
     """Leases of images and VMs that storage says are held, by one of the first hosts."""
-    found = []
-    for slot in (*(place / "images").iterdir(), *(place / "vms").iterdir()):
-        with slot.open("rb") as file:
-            for at in (0, 1 << 20):
-                file.seek(at)
-                raw = file.read((2 + _HOSTS) * _SECTOR_BYTES)
-                if len(raw) == (2 + _HOSTS) * _SECTOR_BYTES and _is_held(raw):
-                    found.append(f"{slot.name} at {at}")
-    return found
+    return [
+        f"{name} at {at}"
+        for kind in ("images", "vms")
+        for name, read in place.slots(kind).items()
+        for at in (0, 1 << 20)
+        if is_held(read(at, LEASE_BYTES))
+    ]
 
 
-def _is_held(raw: bytes) -> bool:
-    if int.from_bytes(raw[:4], "little") != _RESOURCE:
+def is_held(raw: bytes) -> bool:
+    """Whether a lease's first `LEASE_BYTES` say so."""
+    if len(raw) < LEASE_BYTES or int.from_bytes(raw[:4], "little") != _RESOURCE:
         return False
     flags = (raw[(2 + host) * _SECTOR_BYTES + _HOST_FLAGS] for host in range(_HOSTS))
     return any(_TIMESTAMP.unpack_from(raw, _TIMESTAMP_OFFSET)) or any(flag & _SHARED for flag in flags)
@@ -184,7 +185,7 @@ def hidden(place: Path) -> list[str]:
     return [f"{path.name} is left behind" for path in place.glob(".*")]
 
 
-def unguarded(place: Path) -> list[str]:
+def unguarded(place: places.Place) -> list[str]:
     """Disks that a committed job on a VM is still going to switch, although another VM might be started on them: their
     record neither claims them for it nor has them on their overlay."""
     images = records(place, "images")
@@ -200,15 +201,15 @@ def unguarded(place: Path) -> list[str]:
     return found
 
 
-def strays(place: Path) -> list[str]:
+def strays(place: places.Place) -> list[str]:
     """What has no business in a repository that nobody is working on: data and slots that no record accounts for,
     deleted images that nobody needs, work that has not ended."""
     images, vms = records(place, "images"), records(place, "vms")
     named = {image["data"]["name"] for image in images.values()}
     needed = {image["base"] for image in images.values()}
-    found = [f"data {path.name} that no record names" for path in (place / "data").iterdir() if path.name not in named]
+    found = [f"data {name} that no record names" for name in place.data_names() if name not in named]
     for kind, known in (("images", images), ("vms", vms)):
-        found += [f"a slot without record in {kind}" for path in (place / kind).iterdir() if path.name not in known]
+        found += [f"a slot without record in {kind}" for name in place.slots(kind) if name not in known]
     for image_id, image in images.items():
         if image["deleted"] and image_id not in needed:
             found.append(f"image {image_id} is deleted, nobody needs it, and it is there ({image['status']})")

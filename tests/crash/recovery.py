@@ -23,16 +23,25 @@ class Mender(Protocol):
     def ended(self, job_id: str | None) -> None:
         """As `hosts.Agent.ended`."""
 
+    def later(self) -> None:
+        """A minute has passed: hosts have let go of what nobody uses there."""
+
 
 def recover(agent: Mender) -> list[str]:
-    """Fixes until no check lists anything any more; what one lists all the same in the end, in words."""
-    for _ in range(_ROUNDS):
+    """Fixes until no check lists anything any more; what one lists all the same in the end, in words. At first images
+    may be in use, where somebody died."""
+    for number in range(_ROUNDS):
         lists = everywhere(agent.storage.check_storage_repository)
         found = [(place, fix) for place, fixes in lists for fix in fixes]
         if not found:
             return []
         for place, fix in found:
-            agent.ended(agent.storage.fix_storage_repository(place, fix)["job_id"])
+            try:
+                agent.ended(agent.storage.fix_storage_repository(place, fix)["job_id"])
+            except FAILURES as error:
+                if number or getattr(error, "key", None) != errors.ImageInUse.key:
+                    raise
+        agent.later()
     return [f"listed after {_ROUNDS} rounds of fixes: {fix['description']}" for _, fix in found]
 
 

@@ -1,21 +1,22 @@
 """What is in the repositories before a verb runs: built once through the agent, kept aside, laid out for each case."""
 
-import os
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tests import storage_fixture
-from tests.crash import hosts, outside, worlds
+from tests.crash import hosts, outside, places, worlds
+from tests.until import until
 from vdsm import ids
 from vdsm.tool import guestimage
 
 SIZE_BYTES = 1 << 20
 PLACES = ("main", "other")
 EXPORT, FRESH = "export", "fresh"  # where files are exported to, and where a repository is going to be made
-_DIRECTORIES = (*(f"{place}/{kind}" for place in PLACES for kind in ("images", "vms", "data")), EXPORT, FRESH)
+_DIRECTORIES = (EXPORT, FRESH)
 
 
 class Scene:
@@ -27,31 +28,38 @@ class Scene:
         self.before: dict[str, Any] = {}
 
     def keep(self, world: worlds.World) -> None:
+        world.sweep()
+        self._kept.mkdir(parents=True)
+        for name in PLACES:
+            world.place(name).keep(self._kept / name)
         for name in _DIRECTORIES:
-            shutil.copytree(world.directory / name, self._kept / name, copy_function=_copy_sparse)
+            shutil.copytree(world.directory / name, self._kept / name, copy_function=places.copy_sparse)
         self.before = state(world)
 
     def lay_out(self, world: worlds.World) -> None:
-        empty(world)
+        _rest(world)
+        for name in PLACES:
+            world.place(name).lay_out(self._kept / name)
+        _empty_directories(world)
         for name in _DIRECTORIES:
             shutil.copytree(self._kept / name, world.directory / name, dirs_exist_ok=True)
 
 
-def _copy_sparse(source: str, target: str) -> None:
-    """Without the zeros, of which slots are full: many scenes are kept at once."""
-    with Path(source).open("rb") as read, Path(target).open("wb") as write:
-        while piece := read.read(65536):
-            if piece.count(0) == len(piece):
-                write.seek(len(piece), os.SEEK_CUR)
-            else:
-                write.write(piece)
-        write.truncate()
-    shutil.copystat(source, target)
+def _rest(world: worlds.World) -> None:
+    """Returns when no host uses anything."""
+    world.sweep()
+    until(lambda: not any(world.place(name).busy() for name in PLACES), 90)
 
 
 def empty(world: worlds.World) -> None:
-    world.empty()
-    for name in (EXPORT, FRESH):
+    _rest(world)
+    for name in PLACES:
+        world.place(name).empty()
+    _empty_directories(world)
+
+
+def _empty_directories(world: worlds.World) -> None:
+    for name in _DIRECTORIES:
         shutil.rmtree(world.directory / name, ignore_errors=True)
         (world.directory / name).mkdir()
 
@@ -59,19 +67,20 @@ def empty(world: worlds.World) -> None:
 def state(world: worlds.World) -> dict[str, Any]:
     """What callers have in both repositories, and beside them."""
     return {
-        **{place: outside.shown(world.directory / place) for place in PLACES},
-        **{f"VMs of {place}": outside.vms(world.directory / place) for place in PLACES},
+        **{place: outside.shown(world.place(place)) for place in PLACES},
+        **{f"VMs of {place}": outside.vms(world.place(place)) for place in PLACES},
         EXPORT: outside.files(world.directory / EXPORT),
         FRESH: outside.repository(world.directory / FRESH),
     }
 
 
 def strays(world: worlds.World) -> list[str]:
-    return [f"{place}: {stray}" for place in PLACES for stray in outside.strays(world.directory / place)]
+    at = {place: world.place(place) for place in PLACES}
+    return [f"{name}: {stray}" for name, place in at.items() for stray in (*outside.strays(place), *place.busy())]
 
 
 def held(world: worlds.World) -> list[str]:
-    return [f"{place}: {lease}" for place in PLACES for lease in outside.held(world.directory / place)]
+    return [f"{place}: {lease}" for place in PLACES for lease in outside.held(world.place(place))]
 
 
 def hidden(world: worlds.World) -> list[str]:
@@ -79,7 +88,7 @@ def hidden(world: worlds.World) -> list[str]:
 
 
 def unguarded(world: worlds.World) -> list[str]:
-    return [f"{place}: {disk}" for place in PLACES for disk in outside.unguarded(world.directory / place)]
+    return [f"{place}: {disk}" for place in PLACES for disk in outside.unguarded(world.place(place))]
 
 
 class Builder:
@@ -117,9 +126,19 @@ class Builder:
         return vm_id
 
     def write(self, image_id: str, pattern: int, offset: int = 0, length: int = 65536, repo: str = "main") -> None:
-        place = self.world.directory / repo
-        data = outside.records(place, "images")[image_id]["data"]
-        storage_fixture.qemu_io(place / "data" / data["name"], data["format"], f"write -P {pattern} {offset} {length}")
+        with self.data(image_id, repo) as (path, data_format):
+            storage_fixture.qemu_io(path, data_format, f"write -P {pattern} {offset} {length}")
+
+    @contextlib.contextmanager
+    def data(self, image_id: str, repo: str = "main") -> Iterator[tuple[Path, str]]:
+        """(where the image's data is inside the block, its format)."""
+        images = outside.records(self.world.place(repo), "images")
+        chain = [images[image_id]]
+        while (base := chain[-1]["base"]) is not None:
+            chain.append(images[base])
+        name, *below = (image["data"]["name"] for image in chain)
+        with self.world.data(repo, name, below) as path:
+            yield path, chain[0]["data"]["format"]
 
 
 def disks(build: Builder) -> dict[str, Any]:
@@ -193,10 +212,9 @@ def misled(build: Builder) -> dict[str, Any]:
     """A disk whose header names something else than the snapshot that it is based on."""
     disk = build.disk(1)
     snapshot = build.snapshot(disk, 2)
-    data = build.world.directory / "main" / "data"
-    name = outside.records(data.parent, "images")[disk]["data"]["name"]
-    relabelled = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "gone", "-F", "raw", str(data / name)]
-    subprocess.run(relabelled, check=True)
+    with build.data(disk) as (path, _):
+        relabelled = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "gone", "-F", "raw", str(path)]
+        subprocess.run(relabelled, check=True)
     return {"disk": disk, "snapshot": snapshot}
 
 

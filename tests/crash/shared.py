@@ -15,21 +15,24 @@ import os
 import random
 import shutil
 import socket
+import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from supervdsm import calls
 from supervdsm import client as helper_client
-from tests.crash import hosts, matrix, scenes, selection, tracing, worlds
+from tests.crash import groups, hosts, matrix, places, scenes, selection, tracing, worlds
 from tests.until import until
 from vdsm import config, errors
 from vdsm.client import channels, failures, stream, transport
 
 REPEATS = "tests/lab/crash_test.py"
+# The volume group, and which of the repositories is in it.
+GROUP, IN_GROUP = "crash", "main"
 CALL_S, JOB_S, JOIN_S = 120.0, 120.0, 400.0
 
 
@@ -39,7 +42,8 @@ class Order:
     `seconds`, from when both hosts are ready, nothing further begins. `named`: just these cases.
 
     `directory` is exported as `export`, with a directory for each repository; `peer` is where the other host's agent
-    takes calls.
+    takes calls. With a `disk`, the repository `main` is in a volume group on it; `disk_seen` is the disk as the judge
+    may open it.
     """
 
     verbs: tuple[str, ...]
@@ -49,6 +53,8 @@ class Order:
     server: str
     peer: tuple[str, int]
     io_timeout_s: int
+    disk: str = ""
+    disk_seen: str = ""
     config: str = "/run/vdsm/etc/vdsm.toml"
     each: int = 1_000_000
     seed: int = 0
@@ -92,26 +98,84 @@ class World(worlds.World):
             self.helper().call(calls.UnmountNfs(*given, lazy=False))
         return path
 
-    def empty(self) -> None:
-        for name in scenes.PLACES:
-            for kind in ("images", "vms", "data"):
-                for path in (self.directory / name / kind).iterdir():
-                    path.unlink()
-
     def join(self, agent: hosts.Agent, other: "Other") -> None:
         """Both hosts have both repositories, which are made where there are none."""
         for name in scenes.PLACES:
-            if not (self.directory / name / "repository").exists():
-                agent.storage.format_storage_repository(*self.connection(name), {"ioTimeout": self.io_timeout_s})
+            self.make(agent, name)
             other.connect(name, *self.connection(name))
         with agent.running(within_s=JOIN_S):
             other.joined()
+
+    def make(self, agent: hosts.Agent, name: str) -> None:
+        """Unless it is there."""
+        if not (self.directory / name / "repository").exists():
+            agent.storage.format_storage_repository(*self.connection(name), self.options())
+
+    def options(self) -> dict[str, Any]:
+        return {"ioTimeout": self.io_timeout_s}
+
+
+class GroupWorld(World):
+    """`main` is in a volume group, `other` is not: work leads from each to the other."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self._made = self.directory / "made"
+        scratch = self.directory / "scratch"
+        scratch.mkdir(exist_ok=True)
+        self._group = groups.Group(order.disk_seen, scratch, self._made)
+        self._helper_pid = _listener(self._config.helper.socket)
+
+    def connection(self, name: str) -> tuple[str, dict[str, Any]]:
+        return ("clvm-1.2", {"vg": GROUP}) if name == IN_GROUP else super().connection(name)
+
+    def seen(self, *names: str) -> dict[str, str]:
+        return {**super().seen(*(name for name in names if name != IN_GROUP)), f"/dev/{GROUP}": IN_GROUP}
+
+    def make(self, agent: hosts.Agent, name: str) -> None:
+        if name != IN_GROUP:
+            super().make(agent, name)
+        elif not self._made.exists():
+            where = {"vg": GROUP, "devices": [self._order.disk], "overwrite": [self._order.disk]}
+            agent.storage.format_storage_repository("clvm-1.2", where, self.options())
+            self._group.keep(self._made)
+
+    def place(self, name: str) -> places.Place:
+        return self._group if name == IN_GROUP else super().place(name)
+
+    @contextlib.contextmanager
+    def data(self, repo: str, name: str, below: Sequence[str]) -> Iterator[Path]:
+        if repo != IN_GROUP:
+            with super().data(repo, name, below) as path:
+                yield path
+            return
+        path, *_ = [self.helper().call(calls.ActivateVolume(GROUP, each)).path for each in (name, *below)]
+        yield Path(path)
+        for each in (name, *below):
+            self.helper().call(calls.DeactivateVolume(GROUP, each))
+
+    def sweep(self) -> None:
+        for volume in self.helper().call(calls.ListVolumes(GROUP)).volumes:
+            if volume.active and volume.name != groups.SLOTS:
+                assert not self.helper().call(calls.DeactivateVolume(GROUP, volume.name)).in_use, volume
+
+    def settled(self) -> bool:
+        """Whether the root helper does nothing."""
+        return not Path(f"/proc/{self._helper_pid}/task/{self._helper_pid}/children").read_text()
+
+
+def _listener(path: str) -> int:
+    """The process that listens there."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(path)
+        return int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 class Other:
     """The other host's agent, as an administrator calls it."""
 
-    def __init__(self, place: tuple[str, int]) -> None:
+    def __init__(self, world: World, place: tuple[str, int]) -> None:
+        self._world = world
         self._place = place
         self._free: collections.deque[transport.Client] = collections.deque()  # connections that nobody uses
 
@@ -152,6 +216,10 @@ class Other:
         if info["status"] != "done":
             raise hosts.Failed(info)
 
+    def later(self) -> None:
+        """The agent of the first host is there again, and has looked once."""
+        self._world.sweep()
+
     def _call(self, verb: str, **given: Any) -> Any:
         client = self._free.pop() if self._free else self._connected()
         answer = client.call(verb if "." in verb else f"Storage.{verb}", given)
@@ -165,14 +233,14 @@ class Other:
 
 @contextlib.contextmanager
 def ground(order: Order) -> Iterator[matrix.Ground]:
-    world = World(order)
+    world = GroupWorld(order) if order.disk else World(order)
     with tempfile.TemporaryDirectory(prefix="vdsm-crash-") as directory:
         host = hosts.Host(Path(directory), world.seen(*matrix.CALLED), real_tools=False)
         os.environ.update(host.environment())
         host.start()
         kept = world.directory / "kept"
         try:
-            other = Other(order.peer)
+            other = Other(world, order.peer)
             world.join(hosts.Agent(world, host), other)
             yield matrix.Ground(world, host, kept, other)
         finally:

@@ -6,6 +6,7 @@ thread), so a step that was seen in one run is met again in the next one.
 """
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -36,6 +37,7 @@ CHANGING = (
 )
 STARTING = ("vfork", "clone", "clone3", "fork")
 SAYING = ("sendto", "sendmsg")
+HEARING = "recvfrom"
 
 ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EINTR")  # of storage
 DAEMON_GONE = "EPIPE"
@@ -47,6 +49,12 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _COMMANDS = {"3": "leave", "7": "acquire", "10": "release", "22": "make", "23": "write"}
 _SANLOCK = {rf"\20 (\4\1\0\0\0\{command}\0": name for command, name in _COMMANDS.items()}
 _MESSAGE = r"{\""  # to the agent: JSON, behind its length
+# To the root helper, when it is to change something: so, too.
+_CALL = re.compile(r'{\\"call\\": ?\\"((?:Create|Activate|Extend|Deactivate|Remove)Volume)')
+# What is behind a descriptor of a volume, and where.
+_VOLUME, _AT = re.compile(r"<(/dev/[^<>]+)<block [\d:]+>>"), re.compile(r", (\d+)(?:, [\w|]+)?\) +=")
+_SLOT_BYTES, _RECORD_OFFSET = 3 << 20, 2 << 20
+HELPER, RECORD = "root helper", "record in a volume"
 _ATTACH_S = 20.0
 # A signal came first, and the kernel makes the call once more by itself; another run has no such line.
 _AGAIN = "= ? ERESTART"
@@ -71,8 +79,8 @@ class Step(NamedTuple):
 
 def options() -> list[str]:
     """strace, so that `steps` can read its log."""
-    traced = ",".join((*CHANGING, *STARTING, *SAYING))
-    return ["strace", "-yy", "-s", "16", "-e", f"trace={traced}"]
+    traced = ",".join((*CHANGING, *STARTING, *SAYING, HEARING))
+    return ["strace", "-yy", "-s", "40", "-e", f"trace={traced}"]
 
 
 def injection(step: Step, kind: str) -> str:
@@ -86,13 +94,19 @@ def steps(log: Path, places: dict[str, str]) -> list[Step]:
     name."""
     counts: Counter[tuple[str | None, str]] = Counter()
     found: list[Step] = []
+    asked = ""  # of the root helper, which has not answered yet
     for line in log.read_text(errors="replace").splitlines():
         match = _LINE.match(line)
         if match is None or _AGAIN in line:
             continue
         call, rest = match["call"], match["rest"]
         counts[match["thread"], call] += 1
-        step = Step(call, counts[match["thread"], call], _what(call, rest, places) or "")
+        if call == HEARING:
+            what, asked = asked and f"{asked} has been sent", ""
+        else:
+            what = _what(call, rest, places) or ""
+            asked = what if what.startswith(HELPER) else asked
+        step = Step(call, counts[match["thread"], call], what)
         if step.what and step not in found:  # threads of a tool count for themselves: the first one to come there
             found.append(step)
     return found
@@ -104,7 +118,8 @@ def _what(call: str, rest: str, places: dict[str, str]) -> str | None:
         return call
     if call in SAYING:
         lease = next((f"sanlock {name}" for first, name in _SANLOCK.items() if first in rest), None)
-        return lease or ("agent" if _MESSAGE in rest else None)
+        asked = _CALL.search(rest)
+        return lease or (f"{HELPER}: {asked[1]}" if asked else "agent" if _MESSAGE in rest else None)
     if call == "openat" and "O_CREAT" not in rest and "O_TRUNC" not in rest:
         return None
     for place, short in places.items():
@@ -113,7 +128,18 @@ def _what(call: str, rest: str, places: dict[str, str]) -> str | None:
         if found is not None:
             path = re.sub(r"(?<=ID)\..*", "", _UUID.sub("ID", found["path"]))
             return f"{short}/{path}"
+        if place.startswith("/dev/") and (volume := _VOLUME.search(rest)):
+            return f"{short}/{_part(volume[1], _AT.search(rest))}"
     return None
+
+
+def _part(device: str, offset: re.Match[str] | None) -> str:
+    """Of a volume: a slot's record, whatever else is in slots, or data."""
+    name = Path("/sys/block", Path(device).name, "dm", "name")
+    if not (name.read_text().strip() if name.exists() else device).endswith("-vdsm"):
+        return "data"
+    at = int(offset[1]) if offset else 0
+    return RECORD if at > _SLOT_BYTES and at % _SLOT_BYTES >= _RECORD_OFFSET else "slots"
 
 
 @contextlib.contextmanager
@@ -149,8 +175,10 @@ def met(log: Path, failed: bool) -> bool:
 def tear(log: Path) -> None:
     """Does half of the write before which the process was killed: a block with nothing of sense in it."""
     *_, last = (line for line in log.read_text(errors="replace").splitlines() if line.startswith("pwrite"))
-    path, offset = re.search(r"<(/[^>]*)>", last), re.search(r", (\d+)(?:, 0)?\) ", last)
+    path, offset = re.search(r"<(/[^<>]*)[<>]", last), re.search(r", (\d+)(?:, 0)?\) ", last)
     assert path is not None and offset is not None, last
     with Path(path[1]).open("r+b") as file:
         file.seek(int(offset[1]))
         file.write(b"torn" * 512)
+        file.flush()
+        os.fsync(file.fileno())  # other hosts may read it

@@ -204,7 +204,7 @@ def _generation(kind: str, name: str, place: str = "main") -> Callable[[worlds.W
     """How far the record counts, and whether its work is open: what a fence changes."""
 
     def tell(world: worlds.World, names: Names) -> object:
-        return outside.generation(world.directory / place, kind, names[name])
+        return outside.generation(world.place(place), kind, names[name])
 
     return tell
 
@@ -231,6 +231,7 @@ def _end_vms(agent: hosts.Agent, names: Names) -> None:
 # What the repositories' children do within a call.
 CALLS: dict[str, Verb] = {
     "createVirtualDisk": Verb(scenes.disks, _create(scenes.SIZE_BYTES)),
+    "createVirtualDisk-first": Verb(scenes.nothing, _create(scenes.SIZE_BYTES)),
     "createVirtualDisk-raw": Verb(scenes.disks, _create(scenes.SIZE_BYTES, strategy="performance")),
     "createVirtualDisk-base": Verb(scenes.disks, _create_above),
     "createSnapshot": Verb(scenes.disks, _snapshot("plain")),
@@ -330,6 +331,8 @@ FIXES: dict[str, Verb] = {
     "mend-makeTemplate": Verb(Interrupted("makeTemplate", "tool-4", "pwrite64#1"), _fix("mend")),
 }
 MATRIX = {**CALLS, **JOBS, **ABORTS, **FIXES}
+# What is run on volumes so far, where each case takes minutes.
+ON_VOLUMES = ("createVirtualDisk-first", "createVirtualDisk")
 VERBS = {
     **MATRIX,
     "sysprep-real": Verb(scenes.real_guest, _sysprep),

@@ -3,11 +3,14 @@
 This is the one of a single machine. `shared.py` has the one of a host that shares them.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from supervdsm import client as helper_client
 from tests import storage_fixture
+from tests.crash import places
 from vdsm import config
 
 
@@ -37,6 +40,21 @@ class World(storage_fixture.World):
     def connection(self, name: str) -> tuple[str, dict[str, Any]]:
         """Format and connectionParameters of the repository."""
         return "localfs-1.0", {"path": str(self.directory / name)}
+
+    def place(self, name: str) -> places.Place:
+        return places.Files(self.directory / name)
+
+    @contextlib.contextmanager
+    def data(self, repo: str, name: str, below: Sequence[str]) -> Iterator[Path]:
+        """Where the data of that name can be written inside the block; it has `below` as its backing files."""
+        yield self.directory / repo / "data" / name
+
+    def sweep(self) -> None:
+        """Does what this host's agent does each minute, wherever processes may have left something active."""
+
+    def settled(self) -> bool:
+        """Whether nothing is done any more for processes that have ended."""
+        return True
 
     def seen(self, *names: str) -> dict[str, str]:
         """The directories of those names as system calls name them; each with its name."""

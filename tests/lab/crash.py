@@ -11,16 +11,24 @@ from typing import Any
 import pytest
 
 from tests import lab, proof
-from tests.crash import shared
+from tests.crash import shared, verbs
 from tests.lab import host, nfs
 from vdsm.standalone import layout
 
 HERE = "crash"
+CLVM = "clvm"
+# The LUN of the volume group, and its name for the judge, who is no root.
+LUN, DISK = 4, "/dev/tests-disk"
 SITE = "/run/tests-site"
 EXPORTED = ("main", "other", "fresh", "export")
 # sanlock's (seconds). Of version 3 the kernel's connection outlives 180 s of silence, and so must the leases. In the
 # other one a busy machine must not cost the leases.
-IO_TIMEOUT_S = {"4.2": 4, "3": 22}
+IO_TIMEOUT_S = {"4.2": 4, "3": 22, CLVM: 4}
+
+
+def verbs_on(ground: str) -> list[str]:
+    """All that are run there: an NFS version or `CLVM`."""
+    return list(verbs.ON_VOLUMES if ground == CLVM else verbs.MATRIX)
 
 
 class Site:
@@ -47,19 +55,23 @@ class Site:
         self.one.run([*make, "2755", *own])  # root, who mounts, is nobody there, and passes
         self.one.run([*make, "2770", *exported, f"{self.directory}/import"])
         self.one.run(["mount", "--bind", f"{self.directory}/import", "/run/vdsm/import"])
+        number = f"$(stat -L -c '0x%t 0x%T' {self.one.luns[LUN].path})"
+        self.one.sh(f"mknod {DISK} b {number}; chown vdsm {DISK}")
         source = f"{self.one.address('lan')}:{nfs.EXPORT}/{HERE}/import"
         self.two.run(["mount", "-t", "nfs", "-o", f"vers=4.2,{nfs.OPTIONS}", source, "/run/vdsm/import"])
 
-    def run(self, verbs: Sequence[str], version: str, within_s: float, **given: Any) -> list[dict[str, Any]]:
+    def run(self, some: Sequence[str], on: str, within_s: float, **given: Any) -> list[dict[str, Any]]:
         """What `shared` tells of them; at the end "failed" when it did not come to its end."""
         order = shared.Order(
-            verbs=tuple(verbs),
-            version=version,
-            directory=f"{self.directory}/{version}",
-            export=f"{nfs.EXPORT}/{HERE}/{version}",
+            verbs=tuple(some),
+            version="4.2" if on == CLVM else on,
+            disk=self.one.luns[LUN].path if on == CLVM else "",
+            disk_seen=DISK,
+            directory=f"{self.directory}/{on}",
+            export=f"{nfs.EXPORT}/{HERE}/{on}",
             server=self.one.address("lan"),
             peer=(self.two.address("ctl"), host.AGENT_PORT),
-            io_timeout_s=IO_TIMEOUT_S[version],
+            io_timeout_s=IO_TIMEOUT_S[on],
             **given,
         )
         argv = ["setpriv", "--reuid", "vdsm", "--regid", "vdsm", "--groups", "kvm", "--"]
