@@ -22,6 +22,8 @@ TIMES = {"noop_interval_s": 5, "noop_timeout_s": 5, "replacement_timeout_s": 5}
 GROUP = calls.VolumeGroup("vg", "u", 9, 8, 4, "sanlock", ["/dev/mapper/3a"], missing=1, started=True)
 VOLUME = calls.Volume("a.1", "/dev/vg/a.1", 4096, active=True, open=False)
 DEVICE = calls.VolumeDevice("/dev/vg/a.1", 4096)
+# A helper that hangs is given up after a minute, but where a storage has to write hundreds of MiB.
+DEADLINES_S: dict[type[contract.Call[Any]], float] = {calls.MakeVolumeGroup: 300}
 # One sample of every call with its result: a new call without one fails `test_the_list_is_closed`.
 SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (
@@ -79,9 +81,9 @@ def test_calls_and_results_travel_whole(call: contract.Call[Any], result: Any) -
 
 
 @pytest.mark.parametrize("kind", contract.Call.by_name.values(), ids=lambda kind: kind.__name__)
-def test_every_call_has_a_deadline_below_a_minute_and_says_what_it_does(kind: type[contract.Call[Any]]) -> None:
+def test_every_call_has_a_deadline_and_says_what_it_does(kind: type[contract.Call[Any]]) -> None:
     assert math.isfinite(kind.deadline_s)
-    assert 0 < kind.deadline_s <= 60
+    assert 0 < kind.deadline_s <= DEADLINES_S.get(kind, 60)
     assert kind.__doc__
 
 
