@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests import lab
-from tests.lab import blocks, iscsi
+from tests.lab import blocks, groups, iscsi
 from tests.until import until
 from vdsm.client import failures, transport
 
@@ -83,6 +83,8 @@ def initiator(host: lab.Host, target: iscsi.Target) -> Iterator[Initiator]:
 
 @pytest.fixture
 def target(one: lab.Host) -> Iterator[iscsi.Target]:
+    """Its disk holds nothing, whatever other tests had on it."""
+    groups.wipe(one.luns[1])
     with iscsi.Target(one.luns[1]) as started:
         yield started
 
