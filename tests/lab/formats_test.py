@@ -1,5 +1,5 @@
-"""The formats on file systems: every verb of storage, on sectors of 512 and of 4096 bytes. What is marked as torture
-differs in how files are read and written, which `nfs_test.py` and `storage_test.py` show."""
+"""The formats on file systems: every verb of storage, on sectors of 512 and of 4096 bytes. One of each kind in
+each run; the others, which take a minute each, are among the long tests."""
 
 import pytest
 
