@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import table
 from tests import lab
-from tests.lab import groups, nfs, peers
+from tests.lab import groups, nfs, peers, sites
 
 FULL_BYTES = int(os.environ.get("VDSM_BENCH_FORMAT_MIB", "80")) << 20
 COMMAND = ["/usr/bin/python3", "-P", "-"]
@@ -27,14 +27,6 @@ GRACE_S = 120.0  # of a server that has just been started, and the client's paus
 # LUNs of the lab: one for local files, one for the server's, two for the group (locks, data).
 LOCAL, SERVED, LOCKS, DATA = 0, 2, 3, 4
 IO_TIMEOUT_S = {"3": 22}  # of version 3 the kernel keeps bytes longer: see `formats/nfs.py`
-
-DISK = """\
-mkfs.ext4 -q -F {disk}
-mount {disk} /run/vdsm/import
-mkdir /run/vdsm/import/storage
-chown --reference /run/vdsm/storage /run/vdsm/import/storage
-mount --bind /run/vdsm/import/storage /run/vdsm/storage
-"""
 
 
 class Site(NamedTuple):
@@ -55,7 +47,7 @@ def rows(rounds: int) -> list[table.Row]:
     with lab.Lab(hosts=2) as running:
         one, two = running.hosts
         one.start_agent()
-        one.sh(DISK.format(disk=one.luns[LOCAL].path))
+        sites.own_disk(one, one.luns[LOCAL].path)
         found: list[table.Row] = []
         for make in (_local, _nfs("4.2"), _nfs("3"), _clvm):
             with make(one, two) as site:

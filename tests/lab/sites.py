@@ -22,6 +22,11 @@ done
 """
 
 
+def own_disk(host: lab.Host, path: str) -> None:
+    """The agent's files are on this disk of the host's own, which it loses: what is in memory has no direct I/O."""
+    host.sh(DISK.format(disk=path), 60)
+
+
 class Site:
     """Both agents and the server, which is on the first one's host. Nothing is started or made twice."""
 
@@ -32,15 +37,14 @@ class Site:
         self.address = hosts[0].address("lan")
 
     def start(self) -> None:
-        """Returns when the server serves, both agents answer, and each host has a disk of its own below their files:
-        what is in memory has no direct I/O."""
+        """Returns when the server serves, both agents answer, and each host has a disk of its own below their files."""
         if self.hosts[0].run(["mountpoint", "-q", self.server.path], check=False).code != 0:
             self.server.start()
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(lab.Host.start_agent, self.hosts))
         for host in self.hosts:
             if host.run(["mountpoint", "-q", "/run/vdsm/import"], check=False).code != 0:
-                host.sh(DISK.format(disk=host.luns[host.number - 1].path))
+                own_disk(host, host.luns[host.number - 1].path)
 
     def directory(self, name: str) -> str:
         """An empty exported directory as an admin prepares one; its name on the server."""
