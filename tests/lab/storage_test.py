@@ -10,6 +10,9 @@ from tests import lab
 from tests.lab import blocks, iscsi, nfs
 from tests.until import until
 
+# What the kernel and sanlock do is the ground of all others, which meet it by the way.
+pytestmark = pytest.mark.torture
+
 # -- leases ------------------------------------------------------------------------------------------------------------
 
 LOCKSPACE = "LAB:{number}:{path}:0"

@@ -81,9 +81,8 @@ def through(one: peers.Peer, two: peers.Peer, repo_id: str) -> None:
 
 
 def rest(one: peers.Peer, two: peers.Peer, repo_id: str) -> None:
-    """A shorter `through`: chains and their fixes, work that was only noted, leases."""
+    """A shorter `through`: work that was only noted, leases."""
     whole = _Round(one, two, repo_id)
-    whole.chain(_imported(one, repo_id, "first", "raw", "performance"))
     whole.mended()
     whole.leases()
     whole.nothing_left()

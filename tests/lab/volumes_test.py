@@ -104,6 +104,7 @@ def configured(host: lab.Host, edit: str) -> Iterator[None]:
 # -- one group, two hosts ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.torture
 def test_both_hosts_make_and_see_the_same_volumes(group: Group, one: lab.Host, two: lab.Host) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(lambda host: [group.create(host, f"{host.name}.{number}") for number in range(3)], (one, two)))
@@ -130,6 +131,7 @@ def test_a_volume_that_one_host_left_active_is_written_by_the_other(group: Group
     assert group.call(one, calls.DeactivateVolume, "data") == calls.DeactivatedVolume(in_use=False)
 
 
+@pytest.mark.torture
 def test_a_lock_left_active_by_a_call_does_not_keep_its_volume(group: Group, one: lab.Host, two: lab.Host) -> None:
     """A call that was cut off between the device and its lock: LVM knows of no active volume any more."""
     group.create(one, "data")
@@ -181,7 +183,9 @@ def test_a_volume_in_use_stays(group: Group, one: lab.Host, two: lab.Host) -> No
         group.volumes(one)
 
 
-@pytest.mark.parametrize("udev", [False, True], ids=["without udev", "with udev"])
+@pytest.mark.parametrize(
+    "udev", [False, pytest.param(True, marks=pytest.mark.torture)], ids=["without udev", "with udev"]
+)
 def test_the_agent_and_qemu_may_write_volumes(group: Group, one: lab.Host, udev: bool) -> None:
     if udev:
         one.sh("/lib/systemd/systemd-udevd --daemon")
@@ -209,6 +213,7 @@ def test_the_agent_and_qemu_may_write_volumes(group: Group, one: lab.Host, udev:
 # -- who may use which disk --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.torture
 def test_disks_that_hold_something_are_taken_only_by_name(group: Group, one: lab.Host) -> None:
     disk = one.luns[OTHER]
     one.run(["mkfs.ext4", "-q", "-F", disk.path])
@@ -280,6 +285,7 @@ def test_nothing_activates_volumes_by_itself(group: Group, one: lab.Host) -> Non
     assert not group.volumes(one)["data"].active
 
 
+@pytest.mark.torture
 def test_a_disk_that_hangs_delays_no_other_group(group: Group, one: lab.Host) -> None:
     began = time.monotonic()
     group.volumes(one)
