@@ -22,6 +22,9 @@ SANLOCK = "sanlock"
 START_TRIES, START_PAUSE_S = 5, 0.5
 # sanlock renews a host id every 2 io_timeouts; so many of them are enough to see that.
 _RENEWALS = 2.2
+# LVM's text on each disk: what is there and what comes next, so half of it for either. A volume takes some 500 bytes,
+# and 150 for each piece that it grew by; LVM's own size, 1 MiB, ends at about 1000 volumes. It is never made larger.
+_METADATA = ("--metadatasize", "32764k")
 _FIELDS = (
     "vg_name",
     "vg_uuid",
@@ -40,7 +43,7 @@ def make_volume_group(call: calls.MakeVolumeGroup, context: settings.Settings) -
     with groups.held(call.group):
         _check_name_is_free(call.group, call.overwrite, context)
         _prepare(call.devices, call.overwrite, context)
-        how = ["--shared", "--lock-type", SANLOCK, "--setautoactivation", "n"]
+        how = ["--shared", "--lock-type", SANLOCK, "--setautoactivation", "n", *_METADATA]
         lvm.change("vgcreate", "--yes", *how, call.group, *call.devices, devices=call.devices)
         groups.remember(call.group, call.devices, context)
         _check_joined(call.group, call.host_id)
@@ -95,7 +98,7 @@ def extend_volume_group(call: calls.ExtendVolumeGroup, context: settings.Setting
             _ensure_global_lock(call.group, context)
             _prepare(new, call.overwrite, context)
             groups.remember(call.group, [*had.values(), *new], context)
-            groups.change(call.group, "vgextend", "--yes", call.group, *new, context=context)
+            groups.change(call.group, "vgextend", "--yes", *_METADATA, call.group, *new, context=context)
         return _read(call.group, context)
 
 

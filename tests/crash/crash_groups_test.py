@@ -106,7 +106,7 @@ def disk(tmp_path: Path) -> Path:
     at = MIB - 4096 - 300
     with made.open("wb") as file:
         file.truncate(MIB + 255 * 4 * MIB)
-    write(made, 4096 + 40, struct.pack("<QQ", at, len(text)))
+    write(made, 4096 + 32, struct.pack("<QQQ", MIB - 4096, at, len(text)))
     write(made, 4096 + at, text[:300])
     write(made, 4096 + 512, text[300:])
     entry = struct.pack("<8sII16s32x", b"VDSMSLT1", 1, 1, ID.bytes)

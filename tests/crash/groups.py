@@ -20,8 +20,8 @@ from tests.crash import outside, places
 KIB, MIB = 1 << 10, 1 << 20
 SLOTS, LOCKS = "vdsm", "lvmlock"
 
-_TEXT_AREA, _TEXT_BYTES = 4 * KIB, MIB - 4 * KIB  # a ring behind a sector of its own, which tells where the text is
-_RING_HEAD, _WHERE = 512, struct.Struct("<QQ")
+# A ring behind a sector of its own, which tells how long both are, where the text is in them, and how long that is.
+_TEXT_AREA, _RING_HEAD, _WHERE, _WHERE_AT = 4 * KIB, 512, struct.Struct("<QQQ"), 32
 _SECTION, _NUMBER = re.compile(r"([\w.+-]+) \{"), re.compile(r"(\w+) = \"?([\w.:]+)")
 _STRIPE = re.compile(r'"pv0", (\d+)')
 _LOCK_AT = re.compile(r":(\d+)$")
@@ -106,10 +106,13 @@ def volumes(read: places.Read) -> dict[str, Volume]:
 
 
 def _text(read: places.Read) -> str:
-    at, length = _WHERE.unpack(read(_TEXT_AREA + 40, _WHERE.size))
-    first = min(length, _TEXT_BYTES - at)
-    raw = read(_TEXT_AREA + at, first) + read(_TEXT_AREA + _RING_HEAD, length - first)
-    return raw.rstrip(b"\0").decode()
+    return b"".join(read(*piece) for piece in _text_pieces(read)).rstrip(b"\0").decode()
+
+
+def _text_pieces(read: places.Read) -> list[Segment]:
+    area, at, length = _WHERE.unpack(read(_TEXT_AREA + _WHERE_AT, _WHERE.size))
+    first = min(length, area - at)
+    return [Segment(_TEXT_AREA + at, first), Segment(_TEXT_AREA + _RING_HEAD, length - first)]
 
 
 class Group(places.Place):
@@ -189,14 +192,14 @@ class Group(places.Place):
                 return file.read(length)
 
             for offset, length in _regions(read):
-                for at in reversed(range(offset, offset + length, _PIECE)):  # what tells where LVM's text is, last
+                for at in range(offset, offset + length, _PIECE):
                     wanted = read(at, _PIECE)
                     if self._disk.read(at, _PIECE) != wanted:
                         self._disk.write(at, wanted)
 
 
 def _regions(read: places.Read) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what a scene consists of, by LVM's text in it, which is the last one."""
+    """(offset, length) of what a scene consists of, by LVM's text in it; what tells where that is, last."""
     found = volumes(read)
     (locks,), (slots,) = found[LOCKS].segments, found[SLOTS].segments
     for number in range(_FIRST_LOCK, _FIRST_LOCK + _LOCKED):
@@ -208,4 +211,7 @@ def _regions(read: places.Read) -> Iterator[tuple[int, int]]:
     for name, volume in found.items():
         if name not in (LOCKS, SLOTS):
             yield from volume.segments
-    yield 0, MIB
+    for begin, length in _text_pieces(read):
+        start = begin // _PIECE * _PIECE
+        yield start, -(-(begin + length - start) // _PIECE) * _PIECE
+    yield 0, _PIECE

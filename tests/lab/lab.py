@@ -19,7 +19,7 @@ MIB = 1 << 20
 PROGRAMS = ("linux.uml", "ip", "socat", "dmsetup", "iscsid", "multipathd", "rpc.nfsd", "rpcbind", "sanlock", "lvmlockd")
 # The fourth has just room for the volume that holds a shared volume group's locks: data is on another one then. The
 # last two are for volume groups.
-LUNS_MIB = (256, 256, 256, 264, 1024, 512)
+LUNS_MIB = (256, 256, 256, 292, 1024, 512)
 
 
 def missing() -> str | None:
