@@ -332,7 +332,14 @@ FIXES: dict[str, Verb] = {
 }
 MATRIX = {**CALLS, **JOBS, **ABORTS, **FIXES}
 # What is run on volumes so far, where each case takes minutes.
-ON_VOLUMES = ("createVirtualDisk-first", "createVirtualDisk")
+ON_VOLUMES = (
+    "createVirtualDisk-first",
+    "createVirtualDisk",
+    "createSnapshot",
+    "removeImage",
+    "importImage",
+    "copyImage",
+)
 VERBS = {
     **MATRIX,
     "sysprep-real": Verb(scenes.real_guest, _sysprep),
