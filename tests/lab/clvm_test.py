@@ -10,7 +10,7 @@ import pytest
 from supervdsm import calls
 from tests import lab, proof
 from tests.lab import blocks, grounds, groups, peers, verbs
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm.client import failures
 
 MIB = 1 << 20

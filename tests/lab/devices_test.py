@@ -8,7 +8,7 @@ import pytest
 
 from tests import lab
 from tests.lab import blocks, groups, iscsi
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm.client import failures, transport
 
 pytestmark = pytest.mark.timeout(400)

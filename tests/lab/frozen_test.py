@@ -11,7 +11,7 @@ import pytest
 
 from tests import lab, load, proof
 from tests.lab import nfs, peers
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm import config
 from vdsm.client import transport
 
@@ -130,8 +130,8 @@ class Five:
         """It is frozen inside the block while many write to it. Afterwards it is as it was, and soon: how soon is added
         to `healthy_s`."""
         writers = load.Writers(self.connect, fault.repo_id, WRITERS)
+        fault.begin()
         with writers.calling():
-            fault.begin()
             try:
                 yield
                 until(lambda: self.is_told(fault.repo_id, "unreachable"), TOLD_S)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from tests import lab
 from tests.lab import groups, iscsi, lun, peers
-from tests.until import until
+from tests.lab.waiting import until
 
 # The only LUN with room for a group's locks and for images, and one to make a group larger with.
 NUMBER, SPARE = 4, 5

@@ -16,7 +16,7 @@ from typing import Any
 
 from supervdsm import client as helper_client
 from tests.lab import lun, network
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm.client import transport
 
 # Boots in 2 to 4 s on an idle machine; two busy cores and a cold page cache make it many times that.

@@ -7,7 +7,7 @@ import re
 from typing import Self
 
 from tests.lab import host, lun
-from tests.until import until
+from tests.lab.waiting import until
 
 TARGET = "iqn.2026-01.test.lab:target"
 PORT = 3260

@@ -13,7 +13,8 @@ import pytest
 
 from tests import lab
 from tests.lab import blocks
-from tests.until import running, until
+from tests.lab.waiting import until
+from tests.until import running
 from vdsm.client import failures
 
 # In seconds; an idle machine takes 2 to 4. Two cores with a load of ten have been seen to take 9.

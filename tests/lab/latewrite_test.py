@@ -13,7 +13,7 @@ import pytest
 from supervdsm import mounts
 from tests import lab
 from tests.lab import blocks, nfs
-from tests.until import until
+from tests.lab.waiting import until
 
 IO_TIMEOUT_S = "1"
 PLACE = "/run/late"

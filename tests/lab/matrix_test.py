@@ -6,7 +6,7 @@ import pytest
 
 from tests import lab
 from tests.lab import grounds, peers, verbs
-from tests.until import until
+from tests.lab.waiting import until
 
 GROUP, REPO, LOCAL = "matrix", "clvm", "local"
 FORMAT = "clvm-1.2"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from tests.until import until
+from tests.lab.waiting import until
 
 NETWORKS = ("ctl", "lan", "san")
 COMMAND_S = 20.0

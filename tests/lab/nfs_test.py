@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.lab import nfs, peers, sites
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm import ids
 from vdsm.client import failures
 

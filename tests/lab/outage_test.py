@@ -7,7 +7,7 @@ import pytest
 from supervdsm import calls
 from tests import lab
 from tests.lab import groups, peers
-from tests.until import until
+from tests.lab.waiting import until
 
 LOCKS, DATA = 3, 4  # LUNs, as in volumes_test
 REPO = "clvm"

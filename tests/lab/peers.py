@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests import lab
-from tests.until import until
+from tests.lab.waiting import until
 from vdsm.client import failures
 
 JOB_S = 300.0

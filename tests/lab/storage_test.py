@@ -8,7 +8,7 @@ import pytest
 
 from tests import lab
 from tests.lab import blocks, iscsi, nfs
-from tests.until import until
+from tests.lab.waiting import until
 
 # What the kernel and sanlock do is the ground of all others, which meet it by the way.
 pytestmark = pytest.mark.torture

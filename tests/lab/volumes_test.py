@@ -12,7 +12,7 @@ import pytest
 from supervdsm import calls, contract
 from tests import lab
 from tests.lab import blocks, groups
-from tests.until import until
+from tests.lab.waiting import until
 
 MIB = 1 << 20
 EXTENT_BYTES = 4 * MIB
