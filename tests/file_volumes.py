@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vdsm import config
+from tests import sanlock_fixture
+from tests.until import until
+from vdsm import config, leases
 from vdsm.storage import formats, repository
 from vdsm.storage.formats import blocklayout, volumes
 
@@ -135,6 +137,15 @@ class FileBlocks(blocklayout.BlockLayout):
     @classmethod
     def describe(cls, parameters: dict[str, Any], storage: config.Storage) -> repository.Description:
         return {**_own(parameters["path"]), "place": parameters["path"]}
+
+
+def make(place: Path, repo_id: str) -> FileBlocks:
+    """Formatted, and joined by this host."""
+    repo = FileBlocks(describe(place, repo_id))
+    repo.format_(sanlock_fixture.IO_TIMEOUT_S)
+    leases.join(repo.lockspace(), sanlock_fixture.IO_TIMEOUT_S)
+    until(lambda: leases.state(repo.lockspace()) == "joined")
+    return repo
 
 
 def describe(place: Path, repo_id: str, host_id: int = 1) -> repository.Description:

@@ -18,6 +18,7 @@ MIB = 1 << 20
 CALLERS = 3
 # What refuses at once is not asked all the time: that would be a load of its own (seconds).
 PAUSE_S = 2.0
+CONNECT_S = 60.0
 
 Samples = dict[str, list[float]]
 Connect = Callable[[], transport.Client]
@@ -77,6 +78,7 @@ class Writers:
         self._repo_id = repo_id
         self._count = count
         self._stopping = threading.Event()
+        self._begun = threading.Semaphore(0)
         self._done = [0] * count
 
     @property
@@ -86,9 +88,12 @@ class Writers:
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
+        """Begins when all are connected: so many at once would be felt without any call of theirs."""
         with concurrent.futures.ThreadPoolExecutor(self._count) as pool:
             running = [pool.submit(self._write, number) for number in range(self._count)]
             try:
+                for _ in running:
+                    assert self._begun.acquire(timeout=CONNECT_S), "they do not get connections"
                 yield
             finally:
                 self._stopping.set()
@@ -97,6 +102,7 @@ class Writers:
 
     def _write(self, number: int) -> None:
         with self._connect() as client:
+            self._begun.release()
             while not self._stopping.is_set():
                 try:
                     for verb, params in of_images(self._repo_id):

@@ -27,10 +27,10 @@ def writing(name: str, used_seed: int | None) -> Iterator[dict[str, object]]:
     """Writes the proof of what the block has put into the dictionary; nothing when the block fails. No seed:
     nothing is left to chance."""
     told: dict[str, object] = {}
-    started, day = time.monotonic(), time.strftime("%Y-%m-%d")
+    started, day, ran = time.monotonic(), time.strftime("%Y-%m-%d"), commit()
     yield told
     chance = {} if used_seed is None else {"seed": used_seed}
-    facts = {"commit": commit(), "day": day, **chance, "seconds": round(time.monotonic() - started), **told}
+    facts = {"commit": ran, "day": day, **chance, "seconds": round(time.monotonic() - started), **told}
     lines = [
         f"# {name}",
         "",

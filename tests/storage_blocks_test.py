@@ -69,17 +69,8 @@ class Blocks(storage_fixture.Shelf):
 
 @pytest.fixture(scope="module")
 def made(world: storage_fixture.World) -> file_volumes.FileBlocks:
-    return make(world, "blocks")
-
-
-def make(world: storage_fixture.World, directory: str) -> file_volumes.FileBlocks:
-    """Formatted, and joined by this host."""
     sanlock_fixture.use(world.run_dir)
-    repo = file_volumes.FileBlocks(file_volumes.describe(world.directory / directory, "blocks"))
-    repo.format_(sanlock_fixture.IO_TIMEOUT_S)
-    leases.join(repo.lockspace(), sanlock_fixture.IO_TIMEOUT_S)
-    until(lambda: leases.state(repo.lockspace()) == "joined")
-    return repo
+    return file_volumes.make(world.directory / "blocks", "blocks")
 
 
 @pytest.fixture

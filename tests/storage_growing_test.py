@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import file_volumes, storage_blocks_test, storage_fixture
+from tests import file_volumes, sanlock_fixture, storage_blocks_test, storage_fixture
 from tests.storage_blocks_test import Blocks, Service, job
 from vdsm import errors
 
@@ -23,7 +23,8 @@ DISK = 200 * MIB
 
 @pytest.fixture(scope="module")
 def made(world: storage_fixture.World) -> file_volumes.FileBlocks:
-    return storage_blocks_test.make(world, "growing")
+    sanlock_fixture.use(world.run_dir)
+    return file_volumes.make(world.directory / "growing", "blocks")
 
 
 def disk(service: Service, size_bytes: int = DISK, strategy: str = "space") -> str:
