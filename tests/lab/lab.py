@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ PROGRAMS = ("linux.uml", "ip", "socat", "dmsetup", "iscsid", "multipathd", "rpc.
 LUNS_MIB = (256, 256, 256, 292, 1024, 512)
 
 
+# What the kernel says when it has no root file system, and how long (seconds) it may take to find out.
+ROOTLESS, KERNEL_S = "VFS: Unable to mount root fs", 60
+
+
 def missing() -> str | None:
     """What this machine lacks for a lab, and how to get it; None when there can be one."""
     if os.geteuid() != 0:
@@ -31,7 +36,30 @@ def missing() -> str | None:
         return f"{', '.join(absent)} not installed: run vdsm/tool/prerequisites.sh lab"
     if not Path("/dev/net/tun").exists():
         return "there is no /dev/net/tun: in a container, run it with --device /dev/net/tun"
-    return None
+    return _kernel_refused()
+
+
+def _kernel_refused() -> str | None:
+    """What it says about the machine when it is booted with nothing on it. It has tried everything that it needs by the
+    time it misses its root file system, which ends it; that takes a second."""
+    with tempfile.TemporaryDirectory() as empty:
+        argv = ["linux.uml", "mem=64M", "con=null", "con0=null,fd:2", f"uml_dir={empty}"]
+        environment = {"PATH": ground.PATH, "TMPDIR": str(_memory_dir(Path(empty), 64))}
+        ended = subprocess.run(
+            ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=KERNEL_S,
+            check=False,
+        )
+    lines = ended.stdout.splitlines() or ["nothing"]
+    return (
+        None if any(ROOTLESS in line for line in lines) else f"linux.uml does not run here; its last word: {lines[-1]}"
+    )
 
 
 class Lab:
