@@ -14,7 +14,6 @@ from tests.lab.waiting import until
 from vdsm.client import failures
 
 MIB = 1 << 20
-LOCKS, DATA, SPARE = 3, 4, 5  # LUNs, as in volumes_test
 FORMAT = "clvm-1.2"
 CLVM, LOCAL = "clvm", "local"
 EXPORT = "/run/vdsm/export"
@@ -109,7 +108,7 @@ class Ground:
         return agents
 
     def _make(self, agents: tuple[Agent, Agent]) -> None:
-        disks = [agents[0].host.luns[number].path for number in (LOCKS, DATA)]
+        disks = [agents[0].host.luns[number].path for number in (groups.LOCKS, groups.DATA)]
         made = {"vg": groups.NAME, "devices": disks, "overwrite": disks}
         timing = {"ioTimeout": IO_TIMEOUT_S}
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -120,7 +119,7 @@ class Ground:
     def clear(self, *hosts: lab.Host) -> None:
         """The LUNs hold nothing, and no host uses them."""
         grounds.renew(*hosts)
-        for number in (LOCKS, DATA, SPARE):
+        for number in (groups.LOCKS, groups.DATA, groups.SPARE):
             groups.wipe(hosts[0].luns[number])
 
 
@@ -221,7 +220,7 @@ def volumes(host: lab.Host) -> list[calls.Volume]:
 def test_group_is_extended_under_a_connected_repository(agents: tuple[Agent, Agent]) -> None:
     one, two = agents
     before = one.room()
-    spare = one.host.luns[SPARE].path
+    spare = one.host.luns[groups.SPARE].path
     one("extendStorageRepository", repoId=CLVM, devices=[spare], overwrite=[spare])
     one("extendStorageRepository", repoId=CLVM, devices=[spare])
     until(lambda: two.room() > before + 500 * MIB, ROOM_S)

@@ -8,10 +8,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from supervdsm import calls
 from tests import lab
-from tests.lab import sites
+from tests.lab import groups, sites
 
-LONGEST = ("clvm_test", "volumes_test")
+LONGEST = ("clvm_test", "volumes_test", "groups_test")
 FAILED = pytest.StashKey[bool]()
 
 
@@ -69,3 +70,20 @@ def site(hosts: list[lab.Host], own_site: sites.Site) -> sites.Site:
     """Of the module, as long as its hosts are not booted."""
     own_site.start()
     return own_site
+
+
+@pytest.fixture
+def group(one: lab.Host, two: lab.Host) -> groups.Group:
+    """Started in both hosts, empty; its locks are on a disk that holds nothing else. It stays started for the next."""
+    group = groups.Group()
+    mine, others = left = group.left(one, two)
+    if None in left:
+        groups.make(one, group.name, [one.luns[groups.LOCKS], one.luns[groups.DATA]])
+        groups.start(two, group.name)
+        mine, others = group.left(one, two)
+    for name, volume in (others or {}).items():
+        if volume.active:
+            group.call(two, calls.DeactivateVolume, name)
+    for name in mine or {}:
+        assert group.remove(one, name) == ""
+    return group

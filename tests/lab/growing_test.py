@@ -10,7 +10,6 @@ from tests.lab import groups
 from tests.lab.waiting import until
 
 MIB = 1 << 20
-LOCKS, DATA = 3, 4  # LUNs, as in volumes_test
 NAME = "thin"
 pytestmark = pytest.mark.timeout(420)
 
@@ -44,7 +43,7 @@ class Writer:
 @pytest.fixture
 def volume(one: lab.Host) -> Iterator[str]:
     """The path of a volume of 64 MiB."""
-    groups.make(one, groups.NAME, [one.luns[LOCKS], one.luns[DATA]])
+    groups.make(one, groups.NAME, [one.luns[groups.LOCKS], one.luns[groups.DATA]])
     groups.call(one, calls.CreateVolume(groups.NAME, NAME, 64 * MIB))
     yield groups.call(one, calls.ActivateVolume(groups.NAME, NAME)).path
     groups.remove_volumes(one, groups.NAME)

@@ -9,7 +9,6 @@ from tests import lab
 from tests.lab import groups, peers
 from tests.lab.waiting import until
 
-LOCKS, DATA = 3, 4  # LUNs, as in volumes_test
 REPO = "clvm"
 PLACE = {"repoFormat": "clvm-1.2", "connectionParameters": {"vg": groups.NAME}}
 IO_TIMEOUT_S = 2
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.timeout(420)
 @pytest.fixture
 def agent(one: lab.Host) -> Iterator[peers.Peer]:
     """Of a host that is connected to a repository, whose locks are on a disk of their own."""
-    groups.make(one, groups.NAME, [one.luns[LOCKS], one.luns[DATA]])
+    groups.make(one, groups.NAME, [one.luns[groups.LOCKS], one.luns[groups.DATA]])
     groups.remove_volumes(one, groups.NAME)
     one.start_agent()
     agent = peers.Peer(one)
@@ -39,12 +38,12 @@ def test_a_repository_comes_back_with_its_storage(agent: peers.Peer, one: lab.Ho
     """Also when a process outlives the outage for a while, which is told with what it has open."""
     disk = agent("createVirtualDisk", targetRepoId=REPO, size=1 << 20)["imageId"]
     one.sh(f"exec 3< /dev/{groups.NAME}/vdsm; sleep 4321 &")
-    one.luns[LOCKS].cut()
+    one.luns[groups.LOCKS].cut()
     until(lambda: not groups.call(one, calls.GetLockManager()).groups, KILLED_S)
     until(lambda: "vdsm has lost its lock, and a process still has it open" in reason(agent), KILLED_S)
     one.run(["pkill", "-x", "sleep"])
     until(lambda: "the disk with its locks is not there" in reason(agent), KILLED_S)
-    one.luns[LOCKS].heal()
+    one.luns[groups.LOCKS].heal()
     agent.joined(REPO)
     until(lambda: reason(agent) == "", KILLED_S)
     assert agent.image_ids(REPO) == {disk}
