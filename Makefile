@@ -16,8 +16,8 @@ help:
 	@echo 'make demo      a whole host agent, privately: boots a real guest and makes a template of it; leaves nothing running'
 	@echo 'make up        the same daemons, left running in the background; prints how to call them'
 	@echo 'make down      ends them'
-	@echo 'make test      every test of one host, three files at a time (TESTS="-k word" picks some)'
-	@echo 'make lab-test  the tests of several hosts (TESTS="-k word" picks some)'
+	@echo 'make test      every test, those of several hosts last (TESTS="-k word" picks some of one host)'
+	@echo 'make lab-test  the tests of several hosts alone (TESTS="-k word" picks some)'
 	@echo 'make check     style, types and the law of floors; under a minute'
 	@echo 'make docs      writes docs/reference and the table of vdsm-client anew from the code; seconds'
 	@echo 'make bench     ratios against bare sanlock, qemu-img, sockets and Python'
@@ -34,9 +34,11 @@ up:
 down:
 	@$(RUN) -m vdsm.standalone down
 
+# Those of one host, then those of several; with TESTS what it names, of one host unless it names tests/lab.
 test:
 	@$(PREREQUISITES) test
 	@$(DEV) -m pytest -n 3 $(SPREAD) $(TESTS)
+	@$(if $(strip $(TESTS)),,if $(PREREQUISITES) lab && $(DEV) -m tests.lab; then $(LAB_TESTS); else $(NO_LAB); fi)
 
 lab-test:
 	@if $(PREREQUISITES) lab && $(DEV) -m tests.lab; then $(LAB_TESTS) $(TESTS); else $(NO_LAB); exit 1; fi

@@ -156,6 +156,7 @@ class Five:
         for _ in range(rounds):
             load.add(free, calls.run(seconds))
             with self.frozen(fault, healthy_s):
+                calls.run(1.0)  # so many writers' first calls keep the agent busy for half a second in such a host
                 load.add(frozen, calls.run(seconds))
                 now = self.census()
                 more = Census(*(max(had, is_ - was) for had, is_, was in zip(more, now, before, strict=True)))
