@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from supervdsm.calls import volumes as volume_calls
 PLACE = Path("/run/supervdsm/groups")
 RULES = Path("/run/udev/rules.d")
 _MISSING = "is missing PV"
+_TWIN = re.compile(r"Not using device (\S+) for PV")
 
 
 @contextlib.contextmanager
@@ -38,13 +40,33 @@ def find(group: str, context: settings.Settings) -> list[str]:
     """The devices of `group`. Raises `Failed` when it is not there, `Refused` when two groups have this name."""
     disks = blockdevices.allowed(context)
     names = blockdevices.by_number(disks)
-    # Without locks: the group need not be started, and which disks are whose is read from each disk alone.
-    rows = lvm.report("pvs", ["pv_name", "vg_uuid"], "--nolocking", "--select", f"vg_name={group}", devices=disks)
-    if not disks or not rows:
+    rows = _disks_of(group, disks) if disks else []
+    if not rows:
         raise contract.Failed(f"no disk that this host may use has a volume group {group}")
     if len({row["vg_uuid"] for row in rows}) > 1:
         raise contract.Refused(f"there are several volume groups with the name {group}")
     return [names[number] for number in blockdevices.by_number([row["pv_name"] for row in rows])]
+
+
+def _disks_of(group: str, disks: Sequence[str]) -> list[dict[str, str]]:
+    """Without locks: the group need not be started, and which disks are whose is read from each disk alone.
+
+    Of two disks with one id, as a copy that an array has made, LVM takes one. Later it would see that one alone, and
+    not know of the other: so it is refused here."""
+    fields = lvm.form(["pv_name", "vg_uuid"])
+    done = lvm.run("pvs", *fields, "--nolocking", "--select", f"vg_name={group}", devices=disks)
+    if done.code != 0:
+        raise contract.Failed(f"pvs: {done.reason}")
+    rows = lvm.rows(done)
+    if rows and (twins := _TWIN.findall(done.err)):
+        raise contract.Refused(f"disks are there twice, and which one is meant is not known: {', '.join(twins)}")
+    return rows
+
+
+def missing(group: str, context: settings.Settings) -> int:
+    """How many disks of a started group this host does not see."""
+    (row,) = report(group, "vgs", ["vg_missing_pv_count"], group, context=context)
+    return int(row["vg_missing_pv_count"])
 
 
 def remember(group: str, devices: Sequence[str], context: settings.Settings) -> None:

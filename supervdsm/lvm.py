@@ -36,7 +36,12 @@ _CONFIG = (
     # The metadata that counts is on storage; copies in /etc would only grow old.
     "backup/backup=0",
     "backup/archive=0",
+    # KiB; a group's text has to fit. Pages of it that are not used cost nothing.
+    "devices/io_memory_size=32768",
 )
+# MiB by which the volume with the locks grows when it is full: a lock takes 1, or 8 on sectors of 4096 bytes. LVM
+# writes all of that while it has the group's lock, 256 by itself. What it is made with first stays LVM's own.
+_OF_COMMAND = {"lvcreate": ("global/sanlock_lv_extend=64",)}
 
 
 class Result(NamedTuple):
@@ -55,7 +60,7 @@ class Result(NamedTuple):
 def run(command: str, *arguments: str, devices: Sequence[str]) -> Result:
     """Runs `lvm command` on these devices alone, as long as it takes: the call's deadline ends it. `devices` may be
     empty for a command that needs none."""
-    argv = [LVM, command, "--config", " ".join([*_CONFIG, *_udev_config()])]
+    argv = [LVM, command, "--config", " ".join([*_CONFIG, *_OF_COMMAND.get(command, ()), *_udev_config()])]
     if devices:
         argv += ["--devices", ",".join(devices)]
     done = subprocess.run(

@@ -60,9 +60,11 @@ def start_volume_group(call: calls.StartVolumeGroup, context: settings.Settings)
     _check_host(call.host_id)
     with groups.held(call.group):
         if not (groups.is_remembered(call.group) and lockmanager.joined(call.group) == call.host_id):
+            devices = groups.find(call.group, context)
             if lockmanager.joined(call.group) is None and not lockmanager.is_joining(call.group):
+                _check_shared(call.group, devices)
                 _clear_away(call.group)
-            groups.remember(call.group, groups.find(call.group, context), context)
+            groups.remember(call.group, devices, context)
             try:
                 _join(call.group, call.host_id, context)
             except contract.HelperError:
@@ -83,8 +85,9 @@ def stop_volume_group(call: calls.StopVolumeGroup, context: settings.Settings) -
                 groups.remember(call.group, groups.find(call.group, context), context)
             groups.change(call.group, "vgchange", "--activate", "n", call.group, context=context)
             groups.change(call.group, "vgchange", "--lock-stop", call.group, context=context)
-        _clear_away(call.group)
-        groups.forget(call.group)
+        if groups.is_remembered(call.group):
+            _clear_away(call.group)
+            groups.forget(call.group)
         return calls.StoppedVolumeGroup([])
 
 
@@ -172,8 +175,8 @@ class _LockPlace(NamedTuple):
 
 
 def _lock_places(devices: Sequence[str]) -> list[_LockPlace]:
-    """Those that are there. The volume with the locks is made first of all, so it is in one piece."""
-    fields = ["vg_name", "pv_name", "pe_start", "pvseg_start", "vg_extent_size", "lv_name"]
+    """Those that are there. The volume with the locks is made in one piece; what it grows by later lies behind."""
+    fields = ["vg_name", "pv_name", "pe_start", "pvseg_start", "vg_extent_size", "lv_name", "seg_start_pe"]
     return [
         _LockPlace(
             row["vg_name"],
@@ -181,7 +184,9 @@ def _lock_places(devices: Sequence[str]) -> list[_LockPlace]:
             int(row["pe_start"]) + int(row["pvseg_start"]) * int(row["vg_extent_size"]),
         )
         for row in lvm.report("pvs", fields, "--nolocking", "--segments", "--all", devices=devices)
-        if row["lv_name"].strip("[]") == volume_calls.LOCK_VOLUME and blockdevices.by_number([row["pv_name"]])
+        if row["lv_name"].strip("[]") == volume_calls.LOCK_VOLUME
+        and row["seg_start_pe"] == "0"
+        and blockdevices.by_number([row["pv_name"]])
     ]
 
 
@@ -227,6 +232,13 @@ def _shared_groups(paths: Sequence[str], context: settings.Settings) -> dict[str
             if number in wanted and row["vg_lock_type"] == SANLOCK:
                 found.setdefault(row["vg_name"], []).append(wanted[number])
     return found
+
+
+def _check_shared(group: str, devices: Sequence[str]) -> None:
+    """Raises `Refused` for a group of the host's own, whose volumes are nothing that an outage has left."""
+    (row,) = lvm.report("vgs", ["vg_lock_type"], "--nolocking", group, devices=devices)
+    if row["vg_lock_type"] != SANLOCK:
+        raise contract.Refused(f"volume group {group} cannot be started: it is not a shared one")
 
 
 def _clear_away(group: str) -> None:

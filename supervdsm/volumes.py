@@ -6,8 +6,10 @@ hosts may share. A call that is cut off leaves what the command did so far: meta
 
 import contextlib
 import os
+import random
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from supervdsm import calls, contract, groups, killvg, lvm, settings
@@ -17,6 +19,7 @@ _ABSENT = "Failed to find logical volume"
 _ELSEWHERE = "locked by other host"
 _AS_LARGE = re.compile(r"(?:not larger than|matches) existing size")
 SECTOR_BYTES = 512
+LOCK_WAIT_S = 10.0
 _DIRECTORY = Path("/dev")
 
 
@@ -41,10 +44,22 @@ def activate_volume(call: calls.ActivateVolume, context: settings.Settings) -> c
 def activate(group: str, volume: str, context: settings.Settings) -> calls.VolumeDevice:
     """Shared, with its present size, for the agent and QEMU. Raises `Failed`."""
     was_active = _size_bytes(group, volume) is not None
-    groups.change(group, "lvchange", "--activate", "sy", f"{group}/{volume}", context=context)
+    _take(group, volume, context)
     if was_active:  # then that changed nothing, and another host may have grown it
         groups.change(group, "lvchange", "--refresh", f"{group}/{volume}", context=context)
     return _active(group, volume, context)
+
+
+def _take(group: str, volume: str, context: settings.Settings) -> None:
+    """sanlock gives many hosts that take a lock shared at once one after the other, and refuses some meanwhile."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        done = groups.run(group, "lvchange", "--activate", "sy", f"{group}/{volume}", context=context)
+        if done.code == 0:
+            return
+        if _ELSEWHERE not in done.err or time.monotonic() > deadline:
+            raise contract.Failed(f"lvchange: {done.reason}")
+        time.sleep(random.uniform(0.1, 0.5))
 
 
 def refresh_volume(call: calls.RefreshVolume, context: settings.Settings) -> calls.VolumeDevice:
@@ -73,7 +88,13 @@ def extend_volume(call: calls.ExtendVolume, context: settings.Settings) -> calls
 
 def remove_volume(call: calls.RemoveVolume, context: settings.Settings) -> calls.RemovedVolume:
     """LVM takes the volume's lock exclusively for this, which it gets when no other host has it active. One that is
-    active here goes inactive first: found to be open, LVM would keep the lock exclusively."""
+    active here goes inactive first: found to be open, LVM would keep the lock exclusively.
+
+    Of all changes this is the one that LVM does also where a disk of the group is not seen: it writes then that the
+    disk is lost, and no host can make or extend a volume afterwards."""
+    missing = groups.missing(call.group, context)
+    if missing:
+        raise contract.Failed(f"this host does not see all disks of volume group {call.group}: {missing} are missing")
     active = _size_bytes(call.group, call.volume) is not None
     if active and not _deactivate(call.group, call.volume, context):
         return calls.RemovedVolume("in use")

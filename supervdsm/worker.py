@@ -56,6 +56,9 @@ ROOMS: dict[type[contract.Call[Any]], Callable[[Any, settings.Settings], Any]] =
     calls.RemoveVolume: volumes.remove_volume,
 }
 
+# LVM puts signals off while it has suspended a device: so long (seconds) it may take until SIGKILL, which it cannot put
+# off, and which would leave the device so. Less than the server's own time to end.
+END_S = 1.5
 # Seconds after its deadline at which a worker ends by itself, in case its session was killed and cannot end it.
 ORPHAN_S = 5
 
@@ -108,7 +111,23 @@ class Worker:
         poll.poll()
 
     def _kill(self) -> None:
-        os.killpg(self._pid, signal.SIGKILL)
+        """Returns when the worker and all that it started are gone, or have been killed."""
+        deadline = time.monotonic() + END_S
+        os.killpg(self._pid, signal.SIGTERM)
+        while not self._all_gone():
+            if time.monotonic() > deadline:
+                os.killpg(self._pid, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    def _all_gone(self) -> bool:
+        with contextlib.suppress(ChildProcessError):  # it was buried before
+            os.waitpid(self._pid, os.WNOHANG)
+        try:
+            os.killpg(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
 
 
 def _lead_group(pid: int) -> None:
