@@ -89,7 +89,7 @@ class Connections:
         self._searches = concurrent.futures.ThreadPoolExecutor(_SEARCHES, "search")
         self._monitor = monitor.Monitor(settings.storage)
         self._poller = periodic.Periodic("lockspaces", POLL_S, self._poll)
-        self._sweeper = sweeper.Sweeper(self._volumes)
+        self._sweeper = sweeper.Sweeper(self._volumes, settings.storage.volume_deadline_s)
 
     def start(self) -> None:
         self._poller.start()

@@ -198,7 +198,7 @@ class Images:
             for plan in plans:
                 if plan.is_volume:
                     kept.enter_context(self._connections.get(plan.repo_id).repository.keeping(plan.names))
-                    self._connections.read(plan.repo_id, "show", {"names": list(plan.names)})
+                    self._write(plan.repo_id, "show", {"names": list(plan.names)})
                 if plan.grows:
                     self._write(plan.repo_id, "make_room", {"image_id": plan.image_id})
             yield

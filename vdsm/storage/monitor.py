@@ -31,8 +31,8 @@ RETRY_S = 2.0
 _LATE = 4
 # Of a thread that is at a look, when the agent stops (seconds). It may hang; the child ends with the agent.
 _STOP_S = 1.0
-# The agent's own trouble with the child says nothing of the storage.
-_NO_NEWS = (errors.WorkerDied, errors.DeadlinePassed, errors.Unexpected)
+# The agent's own trouble with the child or the root helper says nothing of the storage.
+_NO_NEWS = (errors.WorkerDied, errors.DeadlinePassed, errors.Unexpected, errors.HelperUnavailable)
 
 Facts = dict[str, Any]
 Tell = Callable[[Facts], None]

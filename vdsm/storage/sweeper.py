@@ -13,8 +13,9 @@ SWEEP_S = 60.0
 class Sweeper:
     """Asks the repositories that `concerned` names, one after the other, in a thread of its own."""
 
-    def __init__(self, concerned: Callable[[], Mapping[str, ioproc.Children]]) -> None:
+    def __init__(self, concerned: Callable[[], Mapping[str, ioproc.Children]], deadline_s: float) -> None:
         self._concerned = concerned
+        self._deadline_s = deadline_s
         self._ticks = periodic.Periodic("sweep", SWEEP_S, self._sweep)
 
     def start(self) -> None:
@@ -27,6 +28,6 @@ class Sweeper:
     def _sweep(self) -> None:
         for name, children in self._concerned().items():
             try:
-                children.call("sweep", {}, name)
+                children.call("sweep", {}, name, self._deadline_s)
             except errors.VdsmError as error:
                 _log.warning("%s is not swept: %s", name, error)

@@ -34,6 +34,8 @@ TABLE_OFFSET = record.SLOT_BYTES
 SLOTS_VOLUME = "vdsm"
 # The volume `vdsm` is made with room for this many slots, and grows by as many.
 SLOTS_AT_ONCE = 32
+# For the repository lease: under it the volume grows, for which LVM waits for the group's lock (seconds).
+_TABLE_WAIT_S = 45.0
 # How often (seconds) the monitor asks for the space. With LVM that is a command, which took most of a look's time.
 SPACE_S = 30.0
 _OWN_SLOT = "repository"  # what its two leases are called after
@@ -191,7 +193,7 @@ class BlockLayout(repository.Repository):
 
     def _allocate(self, session: leases.Session, kind: int, owner: str) -> record.Slot:
         table = self._table()
-        with session.holding([self.lease()], repository.LEASE_WAIT_S, patient=True):
+        with session.holding([self.lease()], _TABLE_WAIT_S, patient=True):
             entry = table.find(kind, ids.check_uuid(owner, "id"))
             if entry is None:
                 self._refuse_taken(table, kind, owner)
@@ -230,7 +232,7 @@ class BlockLayout(repository.Repository):
         place that is another's. A crash before the last step leaves a slot without a record, as any crash does."""
         lease = slot.record_lease()
         held = (lease.lockspace, lease.name, False) in session.held()
-        with session.holding([self.lease()], repository.LEASE_WAIT_S, patient=True):
+        with session.holding([self.lease()], _TABLE_WAIT_S, patient=True):
             with contextlib.nullcontext() if held else session.holding([lease], record.RECORD_WAIT_S, patient=True):
                 record.erase(slot)
                 leases.clear(slot.data_lease(), self.sector_bytes)
