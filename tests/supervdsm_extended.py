@@ -39,6 +39,13 @@ class Hang(contract.Call[Nothing], deadline_s=limits.get("hang_s", 0.5)):
 
 
 @dataclasses.dataclass(frozen=True)
+class Finish(contract.Call[Nothing], deadline_s=0.5):
+    """Has a program that, told to end, comes to an end of its own, which is that it makes a file."""
+
+    path: contract.AbsolutePath
+
+
+@dataclasses.dataclass(frozen=True)
 class Fail(contract.Call[Nothing], deadline_s=5):
     """Fails in one of several ways."""
 
@@ -52,6 +59,12 @@ def hang(call: Hang, context: settings.Settings) -> Nothing:
     path.with_suffix(".new").rename(path)
     while True:
         signal.pause()
+
+
+def finish(call: Finish, context: settings.Settings) -> Nothing:
+    script = 'trap "sleep 0.3; touch $0; exit" TERM; while :; do sleep 0.02; done'
+    subprocess.run(["sh", "-c", script, call.path], check=True)
+    return Nothing(done=True)
 
 
 def fail(call: Fail, context: settings.Settings) -> Any:
@@ -68,5 +81,5 @@ def fail(call: Fail, context: settings.Settings) -> Any:
             return Nothing(done="yes")  # type: ignore[arg-type]  # the mistake that is tested
 
 
-worker.ROOMS |= {Hang: hang, Fail: fail}
+worker.ROOMS |= {Hang: hang, Finish: finish, Fail: fail}
 sys.exit(program.main())

@@ -255,6 +255,16 @@ def test_a_hanging_call_is_killed_at_its_deadline_and_stops_nobody() -> None:
         assert hung["ms"] >= 2000
 
 
+def test_a_program_may_finish_what_it_is_in_the_middle_of() -> None:
+    """As LVM, which has suspended a device."""
+    with processes.running(processes.extended()) as helper:
+        path = helper.place / "finished"
+        assert processes.call(helper.socket, "Finish", path=str(path)) == processes.error(
+            "deadline", "no end after 0.5 s"
+        )
+        assert path.exists()
+
+
 def test_calls_over_the_limit_are_refused_and_audited() -> None:
     limits = processes.extended(hang_s=30, server={"MAX_CALLS": 2, "PATIENCE_S": 0.3})
     with processes.running(limits) as helper, contextlib.ExitStack() as opened:

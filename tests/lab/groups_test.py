@@ -77,6 +77,44 @@ def test_disks_that_the_helper_was_not_given_are_refused(group: Group, one: lab.
         group.call(one, calls.ExtendVolumeGroup, [path], [path])
 
 
+def test_no_volume_is_removed_where_a_disk_of_the_group_is_missing(group: Group, one: lab.Host) -> None:
+    """LVM would do it, and write that the disk is lost: then nobody can make or extend a volume."""
+    group.create(one, "data")
+    one.luns[DATA].cut()
+    with pytest.raises(contract.Failed, match="does not see all disks of volume group lunar: 1 are missing"):
+        group.remove(one, "data")
+    one.luns[DATA].heal()
+    group.create(one, "more")
+
+
+def test_a_group_of_the_hosts_own_is_left_alone(group: Group, one: lab.Host) -> None:
+    """Somebody names it instead of a repository's."""
+    disk = one.luns[OTHER].path
+    own = f"--config 'devices/use_devicesfile=0 global/use_lvmlockd=0' --devices {disk} --yes"
+    make = f"lvm vgcreate {own} own {disk}; lvm lvcreate {own} --zero n --extents 1 --name backups own"
+    groups.wipe(one.luns[OTHER])
+    one.sh(f"export DM_DISABLE_UDEV=1; {make}", 60)
+    try:
+        with pytest.raises(contract.Refused, match="volume group own cannot be started: it is not a shared one"):
+            groups.start(one, "own")
+        assert groups.call(one, calls.StopVolumeGroup("own")) == calls.StoppedVolumeGroup([])
+        assert one.run(["test", "-e", "/dev/mapper/own-backups"], check=False).code == 0
+    finally:
+        one.sh(f"export DM_DISABLE_UDEV=1; lvm vgremove {own} --force own", 60)
+
+
+def test_a_disk_that_is_there_twice_is_refused(group: Group, one: lab.Host) -> None:
+    """As a copy that an array has made: later LVM would see one of them alone."""
+    group.call(one, calls.StopVolumeGroup)
+    table = one.run(["dmsetup", "table", one.luns[DATA].name]).out
+    one.run(["dmsetup", "create", "luntwin"], given=table, environment={"DM_DISABLE_UDEV": "1"})
+    try:
+        with pytest.raises(contract.Refused, match="disks are there twice"):
+            groups.start(one, group.name)
+    finally:
+        one.run(["dmsetup", "remove", "luntwin"], environment={"DM_DISABLE_UDEV": "1"})
+
+
 def test_guests_volume_groups_are_not_seen(group: Group, one: lab.Host) -> None:
     """Trap 50. By its name the volume could be one of the disks that the helper was given."""
     group.create(one, "data")
