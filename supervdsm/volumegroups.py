@@ -41,7 +41,7 @@ def make_volume_group(call: calls.MakeVolumeGroup, context: settings.Settings) -
     """Never activated by anybody but a call of ours: at boot it would be exclusive (trap 50)."""
     _check_host(call.host_id)
     with groups.held(call.group):
-        _check_name_is_free(call.group, call.overwrite, context)
+        _free_name(call.group, call.overwrite, context)
         _prepare(call.devices, call.overwrite, context)
         how = ["--shared", "--lock-type", SANLOCK, "--setautoactivation", "n", *_METADATA]
         lvm.change("vgcreate", "--yes", *how, call.group, *call.devices, devices=call.devices)
@@ -62,7 +62,8 @@ def start_volume_group(call: calls.StartVolumeGroup, context: settings.Settings)
         if not (groups.is_remembered(call.group) and lockmanager.joined(call.group) == call.host_id):
             devices = groups.find(call.group, context)
             if lockmanager.joined(call.group) is None and not lockmanager.is_joining(call.group):
-                _check_shared(call.group, devices)
+                if not _is_shared(call.group, devices):
+                    raise contract.Refused(f"volume group {call.group} cannot be started: it is not a shared one")
                 _clear_away(call.group)
             groups.remember(call.group, devices, context)
             try:
@@ -234,11 +235,10 @@ def _shared_groups(paths: Sequence[str], context: settings.Settings) -> dict[str
     return found
 
 
-def _check_shared(group: str, devices: Sequence[str]) -> None:
-    """Raises `Refused` for a group of the host's own, whose volumes are nothing that an outage has left."""
+def _is_shared(group: str, devices: Sequence[str]) -> bool:
+    """No: it is a group of the host's own, and its volumes are nothing that an outage or a call has left."""
     (row,) = lvm.report("vgs", ["vg_lock_type"], "--nolocking", group, devices=devices)
-    if row["vg_lock_type"] != SANLOCK:
-        raise contract.Refused(f"volume group {group} cannot be started: it is not a shared one")
+    return row["vg_lock_type"] == SANLOCK
 
 
 def _clear_away(group: str) -> None:
@@ -273,15 +273,19 @@ def _prepare(devices: list[str], overwrite: list[str], context: settings.Setting
     blockdevices.wipe(wiped)
 
 
-def _check_name_is_free(group: str, overwrite: list[str], context: settings.Settings) -> None:
-    """sanlock and the devices of all hosts know a group by its name. One that is overwritten, which may be what a call
-    that was cut off left, is none."""
+def _free_name(group: str, overwrite: list[str], context: settings.Settings) -> None:
+    """sanlock and the devices of all hosts know a group by its name. One that is overwritten is none; what a call that
+    was cut off while it made it has left active here would keep its disks busy."""
     try:
         devices = groups.find(group, context)
     except contract.Failed:
         return
     if not set(devices) <= set(overwrite):
         raise contract.Refused(f"there is a volume group {group} on {', '.join(devices)}")
+    if not groups.is_remembered(group) and _is_shared(group, devices):
+        if lockmanager.joined(group) is not None:
+            lvm.change("vgchange", "--lock-stop", group, devices=devices)
+        _clear_away(group)
 
 
 def _global_lock(group: str, context: settings.Settings) -> str | None:

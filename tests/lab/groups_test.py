@@ -1,6 +1,7 @@
 """Shared volume groups by the root helpers' calls: which disks they are given, who starts them and when not, and who
 has LVM's global lock."""
 
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Iterator
@@ -67,6 +68,27 @@ def test_a_group_that_is_in_use_is_not_overwritten(group: Group, one: lab.Host, 
     one.luns[LOCKS].heal()
     with pytest.raises(contract.Refused, match=f"there is a volume group {group.name} on {locks}"):
         groups.call(one, calls.MakeVolumeGroup(group.name, [other], overwrite=[other], host_id=one.number))
+
+
+@pytest.mark.torture
+def test_a_group_whose_making_was_cut_off_is_made_anew(group: Group, one: lab.Host) -> None:
+    """While LVM writes the leases of its locks; lvmlockd goes on with that for a while."""
+    disk = one.luns[SPARE].path
+    make = calls.MakeVolumeGroup("begun", [disk], overwrite=[disk], host_id=one.number)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        cut = pool.submit(groups.call, one, make)
+        until(lambda: one.run(["test", "-e", "/dev/mapper/begun-lvmlock"], check=False).code == 0)
+        one.run(["pkill", "-KILL", "-f", "vgcreate"])
+        assert isinstance(cut.exception(60), contract.HelperError)
+
+    def made() -> bool:
+        with contextlib.suppress(contract.Refused):  # somebody still has it open: lvmlockd
+            return bool(groups.call(one, make).started)
+        return False
+
+    until(made, 300)
+    groups.call(one, calls.StopVolumeGroup("begun"))
+    groups.wipe(one.luns[SPARE])
 
 
 @pytest.mark.parametrize("path", ["/dev/mapper/control", "/dev/mapper/absent", "/dev/mapper/foreign"])
