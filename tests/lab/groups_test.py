@@ -18,6 +18,11 @@ LVM_CONF = "/etc/lvm/lvmlocal.conf"
 pytestmark = pytest.mark.timeout(420)
 
 
+@pytest.fixture
+def group(group_of_one: Group) -> Group:
+    return group_of_one
+
+
 @contextlib.contextmanager
 def configured(host: lab.Host, edit: str) -> Iterator[None]:
     """LVM's configuration is another one inside the block."""
@@ -48,7 +53,7 @@ def test_disks_that_hold_something_are_taken_only_by_name(group: Group, one: lab
     one.run(["umount", "/run/mounted"])
 
 
-def test_a_group_that_is_in_use_is_not_overwritten(group: Group, one: lab.Host, two: lab.Host) -> None:
+def test_a_group_that_is_in_use_is_not_overwritten(group_of_both: Group, one: lab.Host) -> None:
     """Trap 56, whichever of its disks is named, and with no volume active."""
     locks, data, other = (one.luns[number].path for number in (LOCKS, DATA, OTHER))
 
@@ -58,7 +63,7 @@ def test_a_group_that_is_in_use_is_not_overwritten(group: Group, one: lab.Host, 
     for taken in (locks, data):
         with pytest.raises(contract.Refused, match=f"{taken} has volume group lunar, which this host uses"):
             overwrite(taken)
-    group.call(one, calls.StopVolumeGroup)
+    group_of_both.call(one, calls.StopVolumeGroup)
     for taken in (locks, data):
         with pytest.raises(contract.Refused, match=f"{taken} has volume group lunar, which host2 uses"):
             overwrite(taken)
@@ -66,8 +71,8 @@ def test_a_group_that_is_in_use_is_not_overwritten(group: Group, one: lab.Host, 
     with pytest.raises(contract.Refused, match="lunar may be in use: the disk with its locks is not there"):
         overwrite(data)
     one.luns[LOCKS].heal()
-    with pytest.raises(contract.Refused, match=f"there is a volume group {group.name} on {locks}"):
-        groups.call(one, calls.MakeVolumeGroup(group.name, [other], overwrite=[other], host_id=one.number))
+    with pytest.raises(contract.Refused, match=f"there is a volume group {group_of_both.name} on {locks}"):
+        groups.call(one, calls.MakeVolumeGroup(group_of_both.name, [other], overwrite=[other], host_id=one.number))
 
 
 @pytest.mark.torture

@@ -18,6 +18,11 @@ KILLED_S = 90.0
 pytestmark = pytest.mark.timeout(420)
 
 
+@pytest.fixture
+def group(group_of_both: Group) -> Group:
+    return group_of_both
+
+
 def size_of(host: lab.Host, path: str) -> int:
     return int(host.run(["blockdev", "--getsize64", path]).out)
 
