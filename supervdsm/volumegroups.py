@@ -282,7 +282,8 @@ def _free_name(group: str, overwrite: list[str], context: settings.Settings) -> 
         return
     if not set(devices) <= set(overwrite):
         raise contract.Refused(f"there is a volume group {group} on {', '.join(devices)}")
-    if not groups.is_remembered(group) and _is_shared(group, devices):
+    locks = {killvg.device_name(group, volume_calls.LOCK_VOLUME)}  # made first, in a group that is not yet a shared one
+    if not groups.is_remembered(group) and killvg.devices(group).keys() <= locks:
         if lockmanager.joined(group) is not None:
             lvm.change("vgchange", "--lock-stop", group, devices=devices)
         _clear_away(group)
