@@ -37,7 +37,7 @@ _CONFIG = (
     "backup/backup=0",
     "backup/archive=0",
     # KiB; a group's text has to fit. Pages of it that are not used cost nothing.
-    "devices/io_memory_size=32768",
+    "global/io_memory_size=32768",
 )
 # MiB by which the volume with the locks grows when it is full: a lock takes 1, or 8 on sectors of 4096 bytes. LVM
 # writes all of that while it has the group's lock, 256 by itself. What it is made with first stays LVM's own.

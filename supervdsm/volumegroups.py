@@ -7,6 +7,7 @@
 Each can be repeated; a call that was cut off leaves a state that the same call goes on from.
 """
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
@@ -255,6 +256,8 @@ def _clear_away(group: str) -> None:
         if done.returncode != 0 and name in killvg.devices(group):
             raise contract.Refused(f"volume {group}/{volume} has lost its lock, and a process still has it open")
         Path(f"/dev/{group}/{volume}").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or has more
+        Path(f"/dev/{group}").rmdir()
     if left and lockmanager.is_known(group):
         lockmanager.drop(group)
 
