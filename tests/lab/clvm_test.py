@@ -223,7 +223,7 @@ def test_group_is_extended_under_a_connected_repository(agents: tuple[Agent, Age
     spare = one.host.luns[groups.SPARE].path
     one("extendStorageRepository", repoId=CLVM, devices=[spare], overwrite=[spare])
     one("extendStorageRepository", repoId=CLVM, devices=[spare])
-    until(lambda: two.room() > before + 500 * MIB, ROOM_S)
+    until(lambda: two.room() > before + 400 * MIB, ROOM_S)
     whole = {"options": {"strategy": "performance"}}
     assert one.refused("createVirtualDisk", targetRepoId=CLVM, size=1 << 40, **whole) == "repository_full"
 

@@ -16,13 +16,13 @@ from tests import lab, proof
 from tests.lab import groups
 
 MIB = 1 << 20
-MANY, ROUNDS = 2000, 15
+MANY, ROUNDS = 2000, 10
 WORSE = 2.0
 LUN_MIB = 24 << 10
 FIRST_LOCK = 67  # MiB into LVM's volume of leases; one of them for each volume, after the group's own
 # LVM's own size for its text has room for half of so much.
 LEAST_TEXT = 512 << 10
-LOCAL = "--config 'global/use_lvmlockd=0 devices/use_devicesfile=0' --devices {disk} --nolocking"
+LOCAL = "--config 'global/use_lvmlockd=1 devices/use_devicesfile=0' --devices {disk}"
 
 LIFE: tuple[tuple[Any, tuple[int, ...]], ...] = (
     (calls.CreateVolume, (64 * MIB,)),
@@ -60,8 +60,7 @@ for number in range(count):
     one = re.sub(r'"pv0", \\d+', f'"pv0", {free + number}', one)
     made.append(one)
     rows.append(f"{key} {offset}")
-tail = tail.replace(sample, sample + "".join(made), 1)
-whole = head + "lvmlock {" + tail
+whole = (head + "lvmlock {" + tail).replace(sample, sample + "".join(made), 1)
 open(path, "w").write(whole)
 open(table, "w").write("\\n".join(rows))
 print(len(whole))
@@ -108,14 +107,14 @@ def costs(one: lab.Host) -> dict[str, float]:
 def crowd(one: lab.Host) -> int:
     """So many volumes more; the length of LVM's text then."""
     groups.call(one, calls.CreateVolume(groups.NAME, "sample", 4 * MIB))
-    groups.call(one, calls.StopVolumeGroup(groups.NAME))
     text, table, local = "/tmp/text", "/tmp/leases", LOCAL.format(disk=one.luns[0].path)
     one.sh(f"lvm vgcfgbackup {local} -f {text} {groups.NAME}")
     length = int(one.run(["python3", "-", text, str(MANY), table], 120, given=ADD % {"first": FIRST_LOCK + 64}).out)
     one.sh(f"lvm vgcfgrestore {local} --force --yes -f {text} {groups.NAME}", 120)
+    groups.call(one, calls.StopVolumeGroup(groups.NAME))
     groups.start(one, groups.NAME)
     locks = f"/dev/mapper/{groups.NAME}-lvmlock"
-    one.run(["python3", "-", table, groups.NAME, locks], 900, given=LEASES)
     assert length > LEAST_TEXT
     assert len(groups.call(one, calls.ListVolumes(groups.NAME)).volumes) > MANY
+    one.run(["python3", "-", table, groups.NAME, locks], 900, given=LEASES)
     return length

@@ -213,6 +213,7 @@ def test_no_group_is_started_where_sanlock_cannot_run_the_kill_command(group: Gr
     with pytest.raises(contract.Refused, match="sanlock was not started by root"):
         groups.call(two, calls.StartVolumeGroup(group.name, two.number, []))
     end_sanlock(two)
+    two.start_helper()
 
 
 def end_sanlock(host: lab.Host) -> None:
