@@ -7,7 +7,7 @@ RUN := PYTHONPATH=build/runtime /usr/bin/python3
 DEV := .venv/bin/python
 # Each file's tests by one of the processes, the long files first.
 SPREAD := --dist loadfile --no-loadscope-reorder
-LAB_TESTS = $(DEV) -m pytest -n 2 $(SPREAD) tests/lab
+LAB_TESTS = $(DEV) -m pytest -n 3 $(SPREAD) tests/lab
 NO_LAB = printf '\n%s\n' '===== THE TESTS OF SEVERAL HOSTS DID NOT RUN: there can be no lab here, see above =====' >&2
 
 .PHONY: help demo up down test lab-test check docs bench torture

@@ -48,13 +48,14 @@ def write(one: peers.Peer, disk: dict[str, Any]) -> None:
     assert "failed" not in said, said
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(800)
 @pytest.mark.parametrize(
     ("source", "target"),
     [
         ("4.2", "3"),
-        pytest.param(sites.LOCALFS, "4.2", marks=pytest.mark.torture),
-        pytest.param("3", sites.LOCALFS, marks=pytest.mark.torture),
+        (sites.LOCALFS, "4.2"),
+        ("3", sites.LOCALFS),
     ],
     ids=lambda kind: f"of-{kind}",
 )

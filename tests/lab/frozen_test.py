@@ -182,7 +182,7 @@ FAULTS = ("suspended-lun", "server-that-hangs")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [FAULTS[0], pytest.param(FAULTS[1], marks=pytest.mark.torture)])
 def test_one_that_hangs_is_told_and_felt_by_nobody_else(five: Five, name: str) -> None:
     fault, felt = five.faults[name], list[str]()
     with five.connect() as follower:

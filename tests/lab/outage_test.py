@@ -34,6 +34,7 @@ def agent(one: lab.Host) -> Iterator[peers.Peer]:
     groups.call(one, calls.StopVolumeGroup(groups.NAME))
 
 
+@pytest.mark.torture
 def test_a_repository_comes_back_with_its_storage(agent: peers.Peer, one: lab.Host) -> None:
     """Also when a process outlives the outage for a while, which is told with what it has open."""
     disk = agent("createVirtualDisk", targetRepoId=REPO, size=1 << 20)["imageId"]
