@@ -15,17 +15,21 @@ def write(host: lab.Host, path: str, letter: str, block: int = 0, timeout_s: flo
 
 def read(host: lab.Host, path: str, block: int = 0) -> str:
     """The letter that a block is full of."""
-    argv = ["dd", f"if={path}", f"bs={BLOCK_BYTES}", f"skip={block}", "count=1", "iflag=direct", "status=none"]
-    data = host.run(argv).out
+    data = _bytes(host, path, block)
     assert len(data) == BLOCK_BYTES
     assert len(set(data)) == 1
     return data[0]
 
 
 def readable(disk: lun.Lun, block: int = 0) -> bool:
-    """Whether it can be read; fails the test when it fails with anything but EIO."""
+    """Whether it can be read, whatever it holds; fails the test when it fails with anything but EIO."""
     try:
-        return bool(read(disk.owner, disk.path, block))
+        return bool(_bytes(disk.owner, disk.path, block))
     except lab.CommandError as error:
         assert "Input/output error" in str(error)
         return False
+
+
+def _bytes(host: lab.Host, path: str, block: int) -> str:
+    argv = ["dd", f"if={path}", f"bs={BLOCK_BYTES}", f"skip={block}", "count=1", "iflag=direct", "status=none"]
+    return host.run(argv).out

@@ -193,7 +193,7 @@ def discover(client: Initiator, **credentials: str) -> list[str]:
     return list(client.agent.call("ISCSIConnection.discoverSendTargets", {"host": client.portals[0], **credentials}))
 
 
-LVM = 'lvm {} --config \'devices {{ use_devicesfile=0 filter=["a|/dev/mapper/3|","r|.*|"] }}\' -qq'
+LVM = 'lvm {} --config \'global {{ use_lvmlockd=0 }} devices {{ use_devicesfile=0 filter=["a|/dev/mapper/3|","r|.*|"] }}\' -qq'
 
 
 def test_the_last_path_to_a_disk_in_use_stays(client: Initiator) -> None:
