@@ -193,7 +193,8 @@ def discover(client: Initiator, **credentials: str) -> list[str]:
     return list(client.agent.call("ISCSIConnection.discoverSendTargets", {"host": client.portals[0], **credentials}))
 
 
-LVM = 'lvm {} --config \'global {{ use_lvmlockd=0 }} devices {{ use_devicesfile=0 filter=["a|/dev/mapper/3|","r|.*|"] }}\' -qq'
+ONLY_DISKS = 'use_devicesfile=0 filter=["a|/dev/mapper/3|","r|.*|"]'
+LVM = f"lvm {{}} --config 'global {{{{ use_lvmlockd=0 }}}} devices {{{{ {ONLY_DISKS} }}}}' -qq"
 
 
 def test_the_last_path_to_a_disk_in_use_stays(client: Initiator) -> None:
