@@ -163,6 +163,7 @@ open("/run/seen", "w").write(f"{seen[0] > 0} {seen[1]}")
 """
 
 
+@pytest.mark.torture
 def test_a_password_is_needed_and_shown_nowhere(one: lab.Host, two: lab.Host) -> None:
     with iscsi.Target(one.luns[1], chap=(USER, PASSWORD)) as target, initiator(two, target) as client:
         two.run(["tee", "/run/watcher.py"], given=WATCHER)

@@ -37,14 +37,15 @@ def sector_bytes(peer: peers.Peer, repo_id: str) -> int:
     return int(peer.as_agent(f'python3 -P -c "{program}"'))
 
 
+@LONG
 @pytest.mark.timeout(800)
 @pytest.mark.parametrize(
     ("version", "sectors"),
     [
-        pytest.param("4.2", 512),
-        pytest.param("4.2", 4096, marks=LONG),
-        pytest.param("3", 512, marks=LONG),
-        pytest.param("3", 4096, marks=LONG),
+        ("4.2", 512),
+        ("4.2", 4096),
+        ("3", 512),
+        ("3", 4096),
     ],
 )
 def test_every_verb_on_nfs(site: sites.Site, version: str, sectors: int) -> None:
