@@ -1,5 +1,5 @@
-"""nfs-3.4 on two hosts: what is refused, and what becomes of both when a writer or the server goes. What all its verbs do
-is in `formats_test`, a long one.
+"""nfs-3.4 on two hosts: what is refused, and what becomes of both when a writer or the server goes. What all verbs
+do there is in `formats_test`, a long one.
 
 The server squashes root: all that is done here is done by users who are somebody there.
 """
