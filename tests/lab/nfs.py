@@ -1,7 +1,8 @@
 """NFS in a lab: one host serves a LUN's file system in versions 3 and 4, the others mount it.
 
 The exported data is on the LUN, so it outlives the server's power cut; `start` after the next boot serves it again.
-What a server must remember of its clients' locks does not: it begins with a grace period.
+What a server must remember of its clients' locks does not: it begins with a grace period, the longer one of version 4's
+and version 3's, for both.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ rpcbind -w
 rpc.statd
 echo {grace} > /proc/fs/nfsd/nfsv4gracetime
 echo {grace} > /proc/fs/nfsd/nfsv4leasetime
+echo {grace} > /proc/sys/fs/nfs/nlm_grace_period
 printf '[exports]\\nrootdir=/run/nfs\\n' > /etc/nfs.conf
 exportfs -o rw,sync,fsid=1,{root},no_subtree_check,insecure '*:{export}'
 rpc.mountd
