@@ -25,6 +25,7 @@ leases are known by their names, records say whose they are.
 """
 
 import errno
+import functools
 import hashlib
 import mmap
 import os
@@ -68,8 +69,12 @@ def encode(name: str, number: int, kind: int, owner: str | None) -> bytes:
     return content + _checksum(name, content)
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def decode(name: str, number: int, data: bytes) -> Entry | None:
-    """None when the slot was never used. Raises `Damaged`."""
+    """None when the slot was never used. Raises `Damaged`.
+
+    What was decoded once is known by its bytes: who looks for an id that is not there decodes all entries.
+    """
     if data == _NEVER:
         return None
     magic, said, kind, owner = _ENTRY.unpack_from(data)
