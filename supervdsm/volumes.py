@@ -25,7 +25,8 @@ _DIRECTORY = Path("/dev")
 
 def list_volumes(call: calls.ListVolumes, context: settings.Settings) -> calls.Volumes:
     fields = ["lv_name", "lv_size", "lv_active_locally", "lv_device_open"]
-    rows = groups.report(call.group, "lvs", fields, call.group, context=context)
+    begins = f'lv_name=~"^{call.prefix.replace(".", "[.]")}"'
+    rows = groups.report(call.group, "lvs", fields, "--select", begins, call.group, context=context)
     return calls.Volumes([_from_row(call.group, row) for row in rows])
 
 

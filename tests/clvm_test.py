@@ -62,7 +62,7 @@ class Root(supervdsm.client.Helper):
         return calls.VolumeGroup(NAME, "uuid", 4 * GIB, self.free_bytes, 4 << 20, "sanlock", [], 0, self.started)
 
     def _ListVolumes(self, call: calls.ListVolumes) -> calls.Volumes:
-        return calls.Volumes([self._volume(name) for name in self.sizes])
+        return calls.Volumes([self._volume(name) for name in self.sizes if name.startswith(call.prefix)])
 
     def _volume(self, name: str) -> calls.Volume:
         return calls.Volume(name, f"/dev/{NAME}/{name}", self.sizes[name], active=True, open=False)
@@ -178,6 +178,7 @@ def test_what_lvm_says_in_words_is_told_by_what_there_is() -> None:
         group.activate("new")
     assert group.extend("known", 5 << 20) == 5 << 20
     assert group.volumes()["known"].size_bytes == 5 << 20 and group.space() == (4 * GIB, GIB)
+    assert group.volumes("kno") == group.volumes() and group.volumes("known.") == {}
 
 
 def test_a_new_volume_is_used_without_being_activated_again(tmp_path: Path) -> None:

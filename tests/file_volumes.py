@@ -60,11 +60,12 @@ class FileGroup(volumes.Group):
                 file.truncate()
                 file.write(json.dumps(sizes))
 
-    def volumes(self) -> dict[str, volumes.Volume]:
+    def volumes(self, prefix: str = "") -> dict[str, volumes.Volume]:
         with self._metadata() as sizes:
             return {
                 name: volumes.Volume(size, (self._active / name).is_symlink(), (self.opened / name).exists())
                 for name, size in sizes.items()
+                if name.startswith(prefix)
             }
 
     def space(self) -> tuple[int, int]:

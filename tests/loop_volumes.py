@@ -20,8 +20,8 @@ FORMAT = "loops-0"
 class LoopGroup(file_volumes.FileGroup):
     driver = "host_device"
 
-    def volumes(self) -> dict[str, volumes.Volume]:
-        found = super().volumes()
+    def volumes(self, prefix: str = "") -> dict[str, volumes.Volume]:
+        found = super().volumes(prefix)
         return {name: volume._replace(open=volume.active and self._is_open(name)) for name, volume in found.items()}
 
     def create(self, name: str, size_bytes: int) -> None:

@@ -57,7 +57,7 @@ SAMPLES: list[tuple[contract.Call[Any], Any]] = [
     (calls.StopVolumeGroup("vg"), calls.StoppedVolumeGroup(in_use=["a.1"])),
     (calls.ExtendVolumeGroup("vg", ["/dev/disk/by-id/wwn-0x5"], overwrite=[]), GROUP),
     (calls.EnableGlobalLock("vg"), calls.GlobalLock("vg")),
-    (calls.ListVolumes("vg"), calls.Volumes([VOLUME])),
+    (calls.ListVolumes("vg", ""), calls.Volumes([VOLUME])),
     (calls.CreateVolume("vg", "a.1", 1), DEVICE),
     (calls.ActivateVolume("vg", "a.1"), DEVICE),
     (calls.RefreshVolume("vg", "a.1"), DEVICE),

@@ -33,6 +33,9 @@ VolumeName = Annotated[
         lambda name: _VOLUME.fullmatch(name) is not None and name != LOCK_VOLUME,
     ),
 ]
+VolumePrefix = Annotated[
+    str, Rule("nothing or the begin of a volume's name", lambda text: not text or _VOLUME.fullmatch(text) is not None)
+]
 # Names that stay when the host is booted or disks come in another order. Which of them: the helper's settings.
 Device = Annotated[
     str,
@@ -181,7 +184,7 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True)
 class Volumes:
-    """All volumes of a group but LVM's own."""
+    """Volumes of a group, never LVM's own."""
 
     volumes: list[Volume]
 
@@ -196,9 +199,11 @@ class VolumeDevice:
 
 @dataclasses.dataclass(frozen=True)
 class ListVolumes(Call[Volumes], deadline_s=30):
-    """List a group's volumes as its metadata has them now, and what is active of them on this host."""
+    """List a group's volumes as its metadata has them now, and what is active of them on this host: those whose names
+    begin with `prefix`, which may be empty."""
 
     group: GroupName
+    prefix: VolumePrefix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ class GroupWorld(World):
             self.helper().call(calls.DeactivateVolume(GROUP, each))
 
     def sweep(self) -> None:
-        for volume in self.helper().call(calls.ListVolumes(GROUP)).volumes:
+        for volume in self.helper().call(calls.ListVolumes(GROUP, "")).volumes:
             if volume.active and volume.name != groups.SLOTS:
                 assert not self.helper().call(calls.DeactivateVolume(GROUP, volume.name)).in_use, volume
 

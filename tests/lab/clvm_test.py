@@ -213,7 +213,7 @@ def test_volume_that_another_host_uses_stays_listed_until_it_lets_go(agents: tup
 
 def volumes(host: lab.Host) -> list[calls.Volume]:
     """Of data."""
-    found = groups.call(host, calls.ListVolumes(groups.NAME)).volumes
+    found = groups.call(host, calls.ListVolumes(groups.NAME, "")).volumes
     return [volume for volume in found if volume.name != "vdsm"]
 
 

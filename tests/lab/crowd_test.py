@@ -115,6 +115,6 @@ def crowd(one: lab.Host) -> int:
     groups.start(one, groups.NAME)
     locks = f"/dev/mapper/{groups.NAME}-lvmlock"
     assert length > LEAST_TEXT
-    assert len(groups.call(one, calls.ListVolumes(groups.NAME)).volumes) > MANY
+    assert len(groups.call(one, calls.ListVolumes(groups.NAME, "")).volumes) > MANY
     one.run(["python3", "-", table, groups.NAME, locks], 900, given=LEASES)
     return length

@@ -40,7 +40,7 @@ def start(owner: host.Host, name: str) -> calls.VolumeGroup:
 
 def remove_volumes(owner: host.Host, name: str) -> None:
     """Nobody uses any of them."""
-    for volume in call(owner, calls.ListVolumes(name)).volumes:
+    for volume in call(owner, calls.ListVolumes(name, "")).volumes:
         assert call(owner, calls.RemoveVolume(name, volume.name)).obstacle == "", volume
 
 
@@ -67,8 +67,8 @@ class Group:
         path: str = self.call(owner, calls.ActivateVolume, volume).path
         return path
 
-    def volumes(self, owner: host.Host) -> dict[str, calls.Volume]:
-        return {volume.name: volume for volume in self.call(owner, calls.ListVolumes).volumes}
+    def volumes(self, owner: host.Host, prefix: str = "") -> dict[str, calls.Volume]:
+        return {volume.name: volume for volume in self.call(owner, calls.ListVolumes, prefix).volumes}
 
     def left(self, *hosts: host.Host) -> list[dict[str, calls.Volume] | None]:
         """As `volumes`, of each host; None: it is not started there, or the host has been booted since."""

@@ -107,6 +107,7 @@ def test_a_volume_in_use_stays(group: Group, one: lab.Host, two: lab.Host) -> No
     assert group.remove(one, "data") == "in use"
     assert group.volumes(one)["data"] == calls.Volume("data", path, 64 * MIB, active=True, open=True)
     assert group.volumes(two)["data"] == calls.Volume("data", path, 64 * MIB, active=False, open=False)
+    assert group.volumes(two, "da") == group.volumes(two) and group.volumes(two, "d.ta") == {}
     one.run(["pkill", "-x", "sleep"])
     assert group.call(one, calls.StopVolumeGroup) == calls.StoppedVolumeGroup([])
     assert one.run(["test", "-e", path], check=False).code == 1

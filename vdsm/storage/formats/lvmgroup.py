@@ -20,8 +20,8 @@ class LvmGroup(volumes.Group):
     def path(self, name: str) -> str:
         return f"/dev/{self._name}/{name}"
 
-    def volumes(self) -> dict[str, volumes.Volume]:
-        found = roothelper.call(self._helper, calls.ListVolumes(self._name)).volumes
+    def volumes(self, prefix: str = "") -> dict[str, volumes.Volume]:
+        found = roothelper.call(self._helper, calls.ListVolumes(self._name, prefix)).volumes
         return {volume.name: volumes.Volume(volume.size_bytes, volume.active, volume.open) for volume in found}
 
     def space(self) -> tuple[int, int]:
@@ -32,7 +32,7 @@ class LvmGroup(volumes.Group):
         try:
             roothelper.call(self._helper, calls.CreateVolume(self._name, name, size_bytes))
         except errors.HelperFailed:
-            if name in self.volumes():
+            if name in self.volumes(name):
                 raise FileExistsError(errno.EEXIST, "the volume exists", name) from None
             self._refuse_full(size_bytes)
             raise
@@ -41,7 +41,7 @@ class LvmGroup(volumes.Group):
         try:
             return roothelper.call(self._helper, calls.ExtendVolume(self._name, name, size_bytes)).size_bytes
         except errors.HelperFailed:
-            self._refuse_full(size_bytes - self.volumes()[name].size_bytes)
+            self._refuse_full(size_bytes - self.volumes(name)[name].size_bytes)
             raise
 
     def _refuse_full(self, wanted_bytes: int) -> None:
@@ -54,7 +54,7 @@ class LvmGroup(volumes.Group):
         try:
             return roothelper.call(self._helper, calls.ActivateVolume(self._name, name)).size_bytes
         except errors.HelperFailed:
-            if name not in self.volumes():
+            if name not in self.volumes(name):
                 raise FileNotFoundError(errno.ENOENT, "no such volume", name) from None
             raise
 

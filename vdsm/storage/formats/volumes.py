@@ -39,8 +39,8 @@ class Group(abc.ABC):
         """Where the volume is while it is active. Computed."""
 
     @abc.abstractmethod
-    def volumes(self) -> dict[str, Volume]:
-        """All of the group."""
+    def volumes(self, prefix: str = "") -> dict[str, Volume]:
+        """All of the group whose names begin so. A few cost less than all."""
 
     @abc.abstractmethod
     def space(self) -> tuple[int, int]:
