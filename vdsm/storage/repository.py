@@ -184,7 +184,8 @@ class Repository(abc.ABC):
     # -- data
 
     @abc.abstractmethod
-    def data_names(self) -> list[str]: ...
+    def data_names(self, image_id: str = "") -> list[str]:
+        """All data, or what was made under that image's data lease."""
 
     @abc.abstractmethod
     def making(self, name: str, room_bytes: int) -> contextlib.AbstractContextManager[str]:

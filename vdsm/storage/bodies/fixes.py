@@ -133,8 +133,8 @@ class CleanLeftovers(_Clean):
 
 
 def _remove_unnamed(repo: Repository, image_id: str) -> None:
-    names = repo.data_names()  # before the records (trap 37)
-    removal.remove_unnamed(repo, [name for name in names if models.maker(name) == image_id])
+    names = repo.data_names(image_id)  # before the records (trap 37)
+    removal.remove_unnamed(repo, names)
 
 
 @worker.body(findings.CLEAN_VM_SLOT)

@@ -241,15 +241,18 @@ class BlockLayout(repository.Repository):
 
     # -- data
 
-    def data_names(self) -> list[str]:
-        return list(self.data_sizes())
+    def data_names(self, image_id: str = "") -> list[str]:
+        return list(self._sizes(image_id))
 
     def data_sizes(self) -> dict[str, int]:
-        found = self._group.volumes()
-        return {name: volume.size_bytes for name, volume in found.items() if _DATA_NAME.fullmatch(name)}
+        return self._sizes("")
 
     def allocated_bytes(self, name: str) -> int:
-        return self.data_sizes().get(name, 0)
+        return self._sizes(_checked(name)).get(name, 0)
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        found = self._group.volumes(prefix)
+        return {name: volume.size_bytes for name, volume in found.items() if _DATA_NAME.fullmatch(name)}
 
     @contextlib.contextmanager
     def making(self, name: str, room_bytes: int) -> Iterator[str]:

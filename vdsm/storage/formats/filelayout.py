@@ -194,8 +194,9 @@ class FileLayout(repository.Repository):
 
     # -- data
 
-    def data_names(self) -> list[str]:
-        return [name for name in _names(f"{self.place}/data") if _DATA_NAME.fullmatch(name)]
+    def data_names(self, image_id: str = "") -> list[str]:
+        names = _names(f"{self.place}/data")
+        return [name for name in names if name.startswith(image_id) and _DATA_NAME.fullmatch(name)]
 
     @contextlib.contextmanager
     def making(self, name: str, room_bytes: int) -> Iterator[str]:

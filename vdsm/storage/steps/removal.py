@@ -71,7 +71,7 @@ def clean_held(repo: Repository, session: leases.Session, image_id: str) -> reco
     image = repo.find(image_id)
     if image is None or not image["deleted"]:
         return None
-    carried = repo.data_names() if chain.is_disk_at_rest(image) else None
+    carried = repo.data_names(image_id) if chain.is_disk_at_rest(image) else None
     others = _who_could_need(repo, image, carried)
     if chain.dependents(image_id, others):
         return None
@@ -112,12 +112,13 @@ def discard(
     """Takes an image from storage whatever its state: data, record, slot. A slot without record goes too.
 
     The caller holds its data lease inside `owning` and knows that nobody needs it. Read under that lease: `carried`,
-    the names of all data, and `others`, the records that could rely on its data; None: they are read here.
+    the names of what was made under it, and `others`, the records that could rely on its data; None: they are read
+    here.
     """
     image = repo.find(image_id)
     if image is not None:
         if carried is None:
-            carried = repo.data_names()  # before the records are listed (trap 37)
+            carried = repo.data_names(image_id)  # before the records are listed (trap 37)
         for name in chain.unused_data(image, carried, entities(repo) if others is None else others):
             repo.remove_data(name)
     repo.free(session, repo.slot(image_id))
