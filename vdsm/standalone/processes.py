@@ -7,6 +7,7 @@ numbers of dead namespaces are used again.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -89,11 +90,21 @@ def inside(run_dir: Path) -> list[Identity]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - not a path
             if namespace not in verdicts:
-                verdicts[namespace] = _is_private(Path(f"/proc/{pid}/mountinfo").read_text(), run_dir)
+                verdicts[namespace] = _is_private(_mountinfo(pid), run_dir)
             process = identify(int(pid)) if verdicts[namespace] else None
             if process is not None:
                 found.append(process)
     return found
+
+
+def _mountinfo(pid: str) -> str:
+    """Raises ProcessLookupError also for one that is just ending, for which the kernel has another error."""
+    try:
+        return Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ProcessLookupError(errno.ESRCH, "it is ending", pid) from error
+        raise
 
 
 def _is_private(mountinfo: str, run_dir: Path) -> bool:
