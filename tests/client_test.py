@@ -21,6 +21,7 @@ from typing import Any
 import fake_agent
 import pytest
 
+from tests.until import until
 from vdsm import errors
 from vdsm.client import arguments, exits, failures, output, waiting
 
@@ -459,11 +460,18 @@ def start(address: str, *argv: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([*COMMAND, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
+def interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """Once it waits for the agent: a signal that comes just before a call of the kernel is noticed after it only."""
+    state = Path(f"/proc/{process.pid}/stat")
+    until(lambda: state.read_text().rpartition(")")[2].split()[0] == "S")
+    process.send_signal(signal.SIGINT)
+
+
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_abort_it(agent: fake_agent.Agent, address: str) -> None:
     work = Work(agent, RUNNING)
     with start(address, "--wait", "Storage", "copyImage") as process:
         assert work.asked.wait(20)
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (exits.INTERRUPTED, b"")
     assert f"Job {JOB} goes on. To abort it: vdsm-client Job abort jobId={JOB}" in err.decode()
@@ -476,7 +484,7 @@ def test_ctrl_c_during_a_call(agent: fake_agent.Agent, address: str) -> None:
     agent.verbs["Host.slow"] = lambda call: release.wait(20) and None
     with start(address, "Host", "slow") as process:
         assert agent.called.wait(20)
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         _, err = process.communicate(timeout=20)
     release.set()
     assert process.returncode == exits.INTERRUPTED
@@ -524,7 +532,7 @@ def test_events_are_printed_one_per_line_as_they_come(agent: fake_agent.Agent, a
         assert process.stdout.readline().decode() == '{"data": {"häuser": 1}, "sequence": 8, "topic": "job"}\n'
         agent.calls[0].event(sequence=9)
         assert process.stdout.readline() == b'{"sequence": 9}\n'
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         process.communicate(timeout=20)
     assert process.returncode == exits.INTERRUPTED
     assert agent.calls[0].params == {"topics": ["job", "vm"], "instanceId": "i", "since": 7}
